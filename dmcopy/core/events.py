@@ -1,0 +1,144 @@
+"""What a job tells the world, one frozen value an event.
+
+``--json`` prints them one object a line, ``event`` first.  Names are stable: fields are
+only added.  Sizes are integers whose field name says bytes or sectors; times are seconds,
+but for ``begin_time`` (UTC, with nanoseconds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """The base of all events; *job* names the job."""
+
+    event: ClassVar[str]
+    job: str
+
+    def as_json(self) -> dict[str, object]:
+        """Give the object that ``--json`` prints, ``event`` first."""
+        return {"event": self.event, **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Event):
+    """What is going to happen; nothing was changed yet."""
+
+    event: ClassVar[str] = "planned"
+    source: str
+    destination: str
+    provider: str  # splice | idle
+    why: str  # why this provider
+    bytes_total: int
+    chunk_bytes: int | None  # None where there is no snapshot
+    segment_bytes: int
+    cow: str | None  # what the COW device is made of
+    cow_bytes: int | None
+    steps: tuple[str, ...]  # lines that an administrator could paste
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun(Event):
+    """The point in time is fixed.
+
+    A write that was complete before *begin_time* is in the image; one that was submitted
+    later than *begin_time* + *hold_seconds* is not.
+    """
+
+    event: ClassVar[str] = "begun"
+    source: str
+    begin_time: str  # UTC, ISO 8601 with nanoseconds
+    hold_seconds: tuple[float, ...]
+    snapshot: str | None  # /dev path of the kernel's own view of the image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hold(Event):
+    """Writes to *device* were held for *seconds*."""
+
+    event: ClassVar[str] = "hold"
+    device: str
+    reason: str  # begin | end
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Event):
+    """How far the copy is."""
+
+    event: ClassVar[str] = "progress"
+    phase: str  # copy | verify
+    bytes_done: int
+    bytes_total: int
+    bytes_cow: int  # of bytes_done: taken from the COW device
+    bytes_zero: int  # of bytes_done: zeroes
+    rate_bytes: float  # a second, of late
+    eta_seconds: float | None
+    exceptions: int
+    cow_used_bytes: int | None
+    cow_total_bytes: int | None
+    cow_full_seconds: float | None  # forecast: when the COW device would be full
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    """It went on, but a person should know."""
+
+    event: ClassVar[str] = "warning"
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified(Event):
+    """The destination was read back past the page cache, and is the image."""
+
+    event: ClassVar[str] = "verified"
+    digest: str
+    bytes_total: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended(Event):
+    """The last word: how the job ended.  *error* is None when it is done."""
+
+    event: ClassVar[str] = "ended"
+    state: str  # ended | failed | cancelled
+    exit_status: int
+    source: str
+    destination: str
+    begin_time: str | None
+    seconds: float
+    bytes_total: int
+    bytes_source: int
+    bytes_cow: int
+    bytes_zero: int
+    exceptions: int
+    cow_used_bytes: int | None
+    hold_seconds: tuple[float, ...]
+    digest: str | None
+    verified: bool
+    error: str | None = None
+    kind: str | None = None  # errors.DmcopyError.kind
+    left: tuple[str, ...] = field(default=())
+
+
+Observer = Callable[[Event], None]
+
+
+def from_json(data: Mapping[str, object]) -> Event:
+    """Read an event back; the inverse of `Event.as_json`.
+
+    Raises ValueError for an event that is not known.  Unknown fields are an error too:
+    we only read what this version wrote.
+    """
+    fields = dict(data)
+    name = fields.pop("event", None)
+    for kind in (Planned, Begun, Hold, Progress, Warned, Verified, Ended):
+        if kind.event == name:
+            return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    raise ValueError(f"event '{name}' is not known")

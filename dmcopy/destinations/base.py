@@ -1,0 +1,105 @@
+"""What every kind of destination promises; tests/contract holds each kind to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import ClassVar
+
+from dmcopy.core.extent import Extent
+from dmcopy.kernel.command import Commander
+from dmcopy.kernel.sysfs import Sysfs
+from dmcopy.units import Bytes, Sectors
+
+
+class Can(Flag):
+    """What a kind of destination is able to do."""
+
+    RANDOM = auto()  # segments in any order (a tape cannot)
+    ZERO = auto()  # has a cheap way to write zeroes
+    REREAD = auto()  # can be read back, for --verify
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a destination needs to know to refuse: the host, and what is being copied."""
+
+    sysfs: Sysfs
+    run: Commander
+    source: str  # devno of the device being copied
+    overwrite_signature: bool = False
+    spare: frozenset[str] = frozenset()  # devnos that are in use by the job too (the COW device)
+
+
+class Session(ABC):
+    """An open destination; closed by the context manager it came from.
+
+    Extents start at 0 of the image.  Every memoryview is page aligned and exactly
+    ``extent.size`` bytes long.  All methods raise `DestinationFailed` with the offset and
+    what the kernel said.
+    """
+
+    @abstractmethod
+    def write(self, at: Extent, data: memoryview) -> None:
+        """Write all of *data*; not durable before `flush`."""
+
+    @abstractmethod
+    def zero(self, at: Extent) -> None:
+        """Make the range read as zeroes, in the cheapest way that is sure."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Make everything written so far durable on the medium."""
+
+    @abstractmethod
+    def read(self, at: Extent, into: memoryview) -> None:
+        """Read back from the medium, past the page cache."""
+
+    @abstractmethod
+    def complete(self) -> None:
+        """Say that the image is whole and flushed; an image file gets its final name."""
+
+
+class Destination(ABC):
+    """A place to copy to, as the user named it; nothing is opened before `open`."""
+
+    kind: ClassVar[str]
+    can: ClassVar[Can]
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, rest: str) -> Destination:
+        """Read what stands behind ``KIND:``; raises `UsageError`."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Give ``KIND:REST``, the inverse of parse."""
+
+    @abstractmethod
+    def check(self, length: Sectors, around: Surroundings) -> None:
+        """Raise `Refused` (or `UsageError`) when it must not be written; changes nothing."""
+
+    @abstractmethod
+    def identity(self, around: Surroundings) -> Mapping[str, str | int]:
+        """Give what tells this destination from any other, for the job's record."""
+
+    @abstractmethod
+    def open(
+        self, length: Sectors, around: Surroundings
+    ) -> AbstractContextManager[Session]:
+        """Check again, open, and hold it against others until the context ends.
+
+        When the context ends without `Session.complete`, an image file that was begun is
+        removed; a block device keeps what was written.
+        """
+
+    @abstractmethod
+    def leftovers(self) -> list[str]:
+        """Name the paths that a killed copy may leave behind, and that rescue removes."""
+
+    def segment_alignment(self) -> Bytes:
+        """Give what segments should be a multiple of; 512 where it does not matter."""
+        return Bytes(512)

@@ -1,0 +1,139 @@
+"""Every error of ours: one class for each way a caller reacts, not for each place.
+
+The exit status of the command line (DESIGN.md section 8) stands on the class.  A message
+says what failed, on which device, and what the kernel or the tool answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class DmcopyError(Exception):
+    """The work failed; the machine is as it was before."""
+
+    exit_status: ClassVar[int] = 1
+    kind: ClassVar[str] = "failed"
+
+
+class UsageError(DmcopyError):
+    """The command's words are wrong; nothing was looked at or changed."""
+
+    exit_status = 2
+    kind = "usage"
+
+
+class Refused(DmcopyError):
+    """Doing it could destroy data; nothing was changed.
+
+    *why* is the reason, *way_out* what the administrator can do instead.
+    """
+
+    exit_status = 3
+    kind = "refused"
+
+    def __init__(self, why: str, *, way_out: str = "") -> None:
+        super().__init__(f"{why}; {way_out}" if way_out else why)
+        self.why = why
+        self.way_out = way_out
+
+
+class PointInTimeLost(DmcopyError):
+    """The begin-time image no longer exists, so the copy cannot be finished."""
+
+    exit_status = 4
+    kind = "point-in-time-lost"
+
+
+class Interrupted(DmcopyError):
+    """Stopped by a signal; everything was undone."""
+
+    exit_status = 5
+    kind = "interrupted"
+
+
+class LeftBehind(DmcopyError):
+    """Something could not be undone; *left* names each thing and why.
+
+    Raised from the error that made the undo necessary, where there was one.
+    """
+
+    exit_status = 6
+    kind = "left-behind"
+
+    def __init__(self, left: Sequence[str], *, job: str | None = None) -> None:
+        mend = f"dmcopy rescue {job}" if job else "dmcopy rescue"
+        super().__init__(f"left behind: {'; '.join(left)}; run: {mend}")
+        self.left = tuple(left)
+
+
+class HoldLimitExceeded(DmcopyError):
+    """Holding the origin's writes took longer than allowed; the hold was given up."""
+
+    kind = "hold-limit"
+
+
+class SourceFailed(DmcopyError):
+    """The source (or the COW device) could not be read."""
+
+    kind = "source"
+
+
+class DestinationFailed(DmcopyError):
+    """The destination could not be opened, written, flushed or read back."""
+
+    kind = "destination"
+
+
+class VerifyFailed(DmcopyError):
+    """What the destination holds is not what was copied."""
+
+    kind = "verify"
+
+
+class DmFailed(DmcopyError):
+    """device-mapper refused *verb* on *name*.
+
+    *errno* is the kernel's answer, or None where the tool gave only words.
+    """
+
+    kind = "device-mapper"
+
+    def __init__(self, verb: str, name: str, why: str, *, errno: int | None = None) -> None:
+        super().__init__(f"cannot {verb} dm device {name}: {why}")
+        self.verb = verb
+        self.name = name
+        self.why = why
+        self.errno = errno
+
+
+class DmMissing(DmFailed):
+    """There is no such dm device."""
+
+
+class DmBusy(DmFailed):
+    """The dm device is in use; udev may let go of it in a moment."""
+
+
+class CommandFailed(DmcopyError):
+    """A program ended with a status that the caller does not accept, or timed out.
+
+    *status* is None when the program was killed because its time was up.
+    """
+
+    kind = "command"
+
+    def __init__(self, argv: Sequence[str], status: int | None, stderr: str) -> None:
+        said = stderr.strip().splitlines()
+        how = "timed out" if status is None else f"returned {status}"
+        super().__init__(f"{argv[0]} {how}" + (f": {said[-1]}" if said else ""))
+        self.argv = tuple(argv)
+        self.status = status
+        self.stderr = stderr
+
+
+class ProgramMissing(DmcopyError):
+    """A program that we need is not installed."""
+
+    kind = "program-missing"
