@@ -1,0 +1,169 @@
+"""One open block device, and reads and writes that are never short.
+
+Nothing here starts a program: the worker, which must not fork, uses it.  Nothing here
+decides whether a device may be written; `dmcopy.destinations.block` does.
+
+Kernel: include/uapi/linux/fs.h (BLK*), block/ioctl.c, block/fops.c.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+import struct
+from types import TracebackType
+from typing import Final, Self
+
+from dmcopy.units import Bytes, Sectors, sectors_down
+
+# include/uapi/linux/fs.h
+BLKROGET: Final = 0x125E  # int
+BLKSSZGET: Final = 0x1268  # int, bytes
+BLKDISCARD: Final = 0x1277  # u64[2], start and length in bytes
+BLKZEROOUT: Final = 0x127F  # u64[2], start and length in bytes
+BLKGETSIZE64: Final = 0x80081272  # u64, bytes
+
+_INT: Final = struct.Struct("=i")
+_U64: Final = struct.Struct("=Q")
+_RANGE: Final = struct.Struct("=2Q")
+
+
+def devno(rdev: int) -> str:
+    """Write a device number as "major:minor", the kernel's way."""
+    return f"{os.major(rdev)}:{os.minor(rdev)}"
+
+
+def pread_full(fd: int, into: memoryview, offset: int) -> None:
+    """Fill all of *into* from *offset*; raises OSError, EIO when the device ends before.
+
+    With O_DIRECT, *into*, its length and *offset* are multiples of the logical block.
+    """
+    done = 0
+    while done < len(into):
+        got = os.preadv(fd, [into[done:]], offset + done)
+        if got == 0:
+            raise OSError(errno.EIO, f"end of device at {offset + done}")
+        done += got
+
+
+def pwrite_full(fd: int, data: memoryview, offset: int) -> None:
+    """Write all of *data* at *offset*; alignment as in `pread_full`; raises OSError."""
+    done = 0
+    while done < len(data):
+        put = os.pwritev(fd, [data[done:]], offset + done)
+        if put == 0:
+            raise OSError(errno.EIO, f"nothing written at {offset + done}")
+        done += put
+
+
+def syncfs(path: str) -> None:
+    """Write out the file system that holds *path*: syncfs(2); raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syncfs.argtypes = [ctypes.c_int]
+    libc.syncfs.restype = ctypes.c_int
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if libc.syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), path)
+    finally:
+        os.close(fd)
+
+
+class BlockDevice:
+    """An open block device; owns *fd* and closes it with `close` or as a context manager."""
+
+    def __init__(self, fd: int, path: str) -> None:
+        """Take over *fd*; `open` is the way in."""
+        self.fd = fd
+        self.path = path
+        self.devno = devno(os.fstat(fd).st_rdev)
+
+    @classmethod
+    def open(
+        cls, path: str, *, write: bool = False, exclusive: bool = False, direct: bool = True
+    ) -> Self:
+        """Open *path*, which must be there; raises OSError, ENOTBLK for anything else.
+
+        *exclusive* is the kernel's claim (O_EXCL): EBUSY while the device is mounted, swap,
+        a member of a dm or md device, or claimed by another.
+        """
+        # before the open, because opening a fifo would wait and a tape would rewind
+        _must_be_block(os.stat(path), path)
+        flags = os.O_RDWR if write else os.O_RDONLY
+        flags |= os.O_CLOEXEC
+        flags |= os.O_EXCL if exclusive else 0
+        flags |= os.O_DIRECT if direct else 0
+        fd = os.open(path, flags)
+        try:
+            _must_be_block(os.fstat(fd), path)  # the path may name something else by now
+            return cls(fd, path)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def __enter__(self) -> Self:
+        """Give the device itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the device."""
+        self.close()
+
+    def close(self) -> None:
+        """Close *fd*, and with it give up the claim; harmless a second time."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+    @property
+    def size(self) -> Bytes:
+        """The size now; a device may grow while it is open."""
+        (size,) = _U64.unpack(fcntl.ioctl(self.fd, BLKGETSIZE64, bytes(_U64.size)))
+        return Bytes(size)
+
+    @property
+    def sectors(self) -> Sectors:
+        """The size in whole sectors."""
+        return sectors_down(self.size)
+
+    @property
+    def logical_block(self) -> Bytes:
+        """The unit in which the device is addressed, and the alignment that O_DIRECT needs."""
+        (size,) = _INT.unpack(fcntl.ioctl(self.fd, BLKSSZGET, bytes(_INT.size)))
+        return Bytes(size)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the kernel refuses writes to the device."""
+        (flag,) = _INT.unpack(fcntl.ioctl(self.fd, BLKROGET, bytes(_INT.size)))
+        return bool(flag)
+
+    def zero(self, offset: Bytes, length: Bytes) -> None:
+        """Make the range read as zeroes; by WRITE ZEROES where the device can.
+
+        The kernel itself falls back to writing (block/blk-lib.c:blkdev_issue_zeroout), and
+        drops the range from the page cache.  Multiples of the logical block.
+        """
+        fcntl.ioctl(self.fd, BLKZEROOUT, _RANGE.pack(offset, length))
+
+    def discard(self, offset: Bytes, length: Bytes) -> None:
+        """Tell the device that the range is not needed; what it then reads as is not said."""
+        fcntl.ioctl(self.fd, BLKDISCARD, _RANGE.pack(offset, length))
+
+    def flush(self) -> None:
+        """Make all that was written durable: page cache out, then the device's own cache."""
+        os.fsync(self.fd)
+
+
+def _must_be_block(found: os.stat_result, path: str) -> None:
+    if not stat.S_ISBLK(found.st_mode):
+        raise OSError(errno.ENOTBLK, os.strerror(errno.ENOTBLK), path)
