@@ -1,4 +1,4 @@
-"""One open block device, and reads and writes that are never short.
+"""One open block device; reads and writes that are never short; system calls os has not.
 
 Nothing here starts a program: the worker, which must not fork, uses it.  Nothing here
 decides whether a device may be written; `dmcopy.destinations.block` does.
@@ -25,6 +25,12 @@ BLKSSZGET: Final = 0x1268  # int, bytes
 BLKDISCARD: Final = 0x1277  # u64[2], start and length in bytes
 BLKZEROOUT: Final = 0x127F  # u64[2], start and length in bytes
 BLKGETSIZE64: Final = 0x80081272  # u64, bytes
+
+# include/uapi/linux/falloc.h, fcntl.h, fs.h
+FALLOC_FL_KEEP_SIZE: Final = 1
+FALLOC_FL_PUNCH_HOLE: Final = 2
+AT_FDCWD: Final = -100
+RENAME_NOREPLACE: Final = 1
 
 _INT: Final = struct.Struct("=i")
 _U64: Final = struct.Struct("=Q")
@@ -63,14 +69,43 @@ def syncfs(path: str) -> None:
     """Write out the file system that holds *path*: syncfs(2); raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syncfs.argtypes = [ctypes.c_int]
-    libc.syncfs.restype = ctypes.c_int
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        if libc.syncfs(fd) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), path)
+        _raise_unless_zero(libc.syncfs(fd))
     finally:
         os.close(fd)
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Make a range of a file a hole, which reads as zeroes: fallocate(2); size stays.
+
+    Raises OSError, EOPNOTSUPP where the file system has no holes.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.fallocate64.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    mode = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+    _raise_unless_zero(libc.fallocate64(fd, mode, offset, length))
+
+
+def rename_new(old: str, new: str) -> None:
+    """Rename within a file system and never replace: EEXIST when *new* is there.
+
+    renameat2(2); where the file system does not know RENAME_NOREPLACE, *new* is looked for
+    first, which leaves a moment between the two.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    # int olddirfd, const char *oldpath, int newdirfd, const char *newpath, unsigned flags
+    path = ctypes.c_char_p
+    libc.renameat2.argtypes = [ctypes.c_int, path, ctypes.c_int, path, ctypes.c_uint]
+    words = (AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new))
+    try:
+        _raise_unless_zero(libc.renameat2(*words, RENAME_NOREPLACE), new)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        if os.path.lexists(new):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from error
+        os.rename(old, new)
 
 
 class BlockDevice:
@@ -162,6 +197,12 @@ class BlockDevice:
     def flush(self) -> None:
         """Make all that was written durable: page cache out, then the device's own cache."""
         os.fsync(self.fd)
+
+
+def _raise_unless_zero(result: int, path: str | None = None) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
 
 
 def _must_be_block(found: os.stat_result, path: str) -> None:
