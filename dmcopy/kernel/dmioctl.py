@@ -1,0 +1,617 @@
+"""device-mapper by ioctl on /dev/mapper/control: the backend that production uses.
+
+Not for deciding anything, nor for waiting for udev (`cookie` does).  Three things live here:
+`DmIoctl`, the whole protocol of `dm`; `Prepared`, one call made ready before a hold, so
+that nothing but the ioctl happens while I/O is held; `Probe`, what the worker asks the kernel
+after each segment.  No call between a suspend and a resume logs, forks or touches a file.
+
+Kernel: include/uapi/linux/dm-ioctl.h (names and layout are its own), drivers/md/dm-ioctl.c.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import logging
+import os
+import re
+import select
+import stat
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Final
+
+from dmcopy.core.table import Table
+from dmcopy.errors import DmBusy, DmFailed, DmMissing
+from dmcopy.kernel.cookie import UDEV_FLAGS, Cookies, udev_runs
+from dmcopy.kernel.dm import OURS, DmInfo, DmStatus
+
+log = logging.getLogger(__name__)
+
+CONTROL: Final = "/dev/mapper/control"
+DM_DIR: Final = "/dev/mapper"
+
+DM_NAME_LEN: Final = 128
+DM_UUID_LEN: Final = 129
+DM_MAX_TYPE_NAME: Final = 16
+
+DM_READONLY_FLAG: Final = 1 << 0
+DM_SUSPEND_FLAG: Final = 1 << 1
+DM_STATUS_TABLE_FLAG: Final = 1 << 4
+DM_ACTIVE_PRESENT_FLAG: Final = 1 << 5
+DM_INACTIVE_PRESENT_FLAG: Final = 1 << 6
+DM_BUFFER_FULL_FLAG: Final = 1 << 8
+DM_SKIP_LOCKFS_FLAG: Final = 1 << 10
+DM_NOFLUSH_FLAG: Final = 1 << 11
+DM_QUERY_INACTIVE_TABLE_FLAG: Final = 1 << 12
+DM_UEVENT_GENERATED_FLAG: Final = 1 << 13
+DM_DATA_OUT_FLAG: Final = 1 << 16
+DM_DEFERRED_REMOVE: Final = 1 << 17
+
+
+class dm_ioctl(ctypes.Structure):
+    """The head of every request and answer (struct dm_ioctl)."""
+
+    _fields_ = (
+        ("version", ctypes.c_uint32 * 3),  # in: what we were written for; out: the driver's
+        ("data_size", ctypes.c_uint32),  # bytes, this head included
+        ("data_start", ctypes.c_uint32),  # bytes from the start of this head
+        ("target_count", ctypes.c_uint32),
+        ("open_count", ctypes.c_int32),
+        ("flags", ctypes.c_uint32),  # DM_*_FLAG, in and out
+        ("event_nr", ctypes.c_uint32),  # in: udev flags and cookie; out: event number
+        ("padding", ctypes.c_uint32),
+        ("dev", ctypes.c_uint64),  # huge_encode_dev(); the same as makedev(3)
+        ("name", ctypes.c_char * DM_NAME_LEN),
+        ("uuid", ctypes.c_char * DM_UUID_LEN),
+        ("data", ctypes.c_char * 7),
+    )
+
+
+_HEAD: Final = ctypes.sizeof(dm_ioctl)
+# struct dm_target_spec: start and length (sectors), status, next (bytes), target_type
+_SPEC: Final = struct.Struct("=QQiI16s")
+_NAME_LIST: Final = struct.Struct("=QI")  # struct dm_name_list: dev, next (bytes); name follows
+_VERSIONS: Final = struct.Struct("=I3I")  # struct dm_target_versions: next, version; name follows
+_DEPS: Final = struct.Struct("=II")  # struct dm_target_deps: count, padding; dev[] follows
+_MESSAGE: Final = struct.Struct("=Q")  # struct dm_target_msg: sector; text follows
+
+_FIRST_SIZE: Final = 16 << 10
+_LARGEST_SIZE: Final = 256 << 20
+_INTERFACE: Final = (4, 0, 0)  # the oldest that has all we use but uevents and messages
+
+# What a name may hold: libdm's own list (lib/libdm-common.c:_is_whitelisted_char); anything
+# else it writes to the kernel as \xNN, so that a backslash is met in foreign names.
+_NEW_NAME: Final = re.compile(r"[A-Za-z0-9#+\-.:=@_]+")
+_OLD_NAME: Final = re.compile(r"[A-Za-z0-9#+\-.:=@_\\]+")
+
+Ioctl = Callable[[int, int, bytearray, bool], int]
+
+
+def _iowr(number: int) -> int:
+    """Give _IOWR(DM_IOCTL, *number*, struct dm_ioctl)."""
+    return (3 << 30) | (_HEAD << 16) | (0xFD << 8) | number
+
+
+DM_VERSION: Final = _iowr(0)
+DM_LIST_DEVICES: Final = _iowr(2)
+DM_DEV_CREATE: Final = _iowr(3)
+DM_DEV_REMOVE: Final = _iowr(4)
+DM_DEV_RENAME: Final = _iowr(5)
+DM_DEV_SUSPEND: Final = _iowr(6)
+DM_DEV_STATUS: Final = _iowr(7)
+DM_TABLE_LOAD: Final = _iowr(9)
+DM_TABLE_CLEAR: Final = _iowr(10)
+DM_TABLE_DEPS: Final = _iowr(11)
+DM_TABLE_STATUS: Final = _iowr(12)
+DM_LIST_VERSIONS: Final = _iowr(13)
+DM_TARGET_MSG: Final = _iowr(14)
+DM_DEV_ARM_POLL: Final = _iowr(16)
+
+
+def failure(verb: str, name: str, number: int) -> DmFailed:
+    """Give the error for errno *number*."""
+    kind = {errno.ENXIO: DmMissing, errno.EBUSY: DmBusy}.get(number, DmFailed)
+    return kind(verb, name, os.strerror(number), errno=number)
+
+
+def check_name(verb: str, name: str, *, new: bool = False) -> str:
+    """Give *name* back; raises `DmFailed` when it cannot be (for *new*: must not be) a dm name."""
+    allowed = _NEW_NAME if new else _OLD_NAME
+    if name in (".", "..", "control") or len(name) >= DM_NAME_LEN or not allowed.fullmatch(name):
+        raise DmFailed(verb, repr(name), "not a dm name", errno=errno.EINVAL)
+    return name
+
+
+def _head(*, name: str = "", uuid: str = "", devno: str = "", flags: int = 0) -> dm_ioctl:
+    """Give a request for one device; the kernel takes just one of name, uuid and devno."""
+    head = dm_ioctl(version=_INTERFACE, data_size=_HEAD, data_start=_HEAD, flags=flags)
+    head.name = name.encode()
+    head.uuid = uuid.encode()
+    if devno:
+        major, _, minor = devno.partition(":")
+        head.dev = os.makedev(int(major), int(minor))
+    return head
+
+
+def _devno(dev: int) -> str:
+    return f"{os.major(dev)}:{os.minor(dev)}"
+
+
+def _string(data: bytearray, start: int) -> bytes:
+    """Give the bytes from *start* up to the terminating zero."""
+    return bytes(data[start : data.index(0, start)])
+
+
+def _specs(data: bytearray) -> Iterator[tuple[int, int, bytes, bytes]]:
+    """Give start, length, kind and text of each target in an answer to DM_TABLE_STATUS."""
+    head = dm_ioctl.from_buffer_copy(data)
+    at = head.data_start
+    for _ in range(head.target_count):
+        start, length, _status, following, kind = _SPEC.unpack_from(data, at)
+        yield start, length, kind.rstrip(b"\0"), _string(data, at + _SPEC.size)
+        at = head.data_start + following  # from the first one: see the header
+
+
+def _lines(data: bytearray) -> bytes:
+    """Give the targets in an answer as `dmsetup` prints them, without blanks at line ends."""
+    return b"\n".join(
+        b"%d %d %s %s" % spec if spec[3] else b"%d %d %s" % spec[:3] for spec in _specs(data)
+    )
+
+
+class Prepared:
+    """One request for one device, built beforehand; calling it is one ioctl.
+
+    Nothing is allocated, logged or opened by the call; what it needs is its own.  The
+    answer stays in it until the next call.  Raises `DmFailed` and its kin.
+    """
+
+    def __init__(self, call: Ioctl, fd: int, request: int, verb: str, head: dm_ioctl) -> None:
+        self._call = call
+        self._fd = fd
+        self._request = request
+        self._verb = verb
+        self._name = head.name.decode()
+        # the kernel answers in place, so the question is kept to be asked again
+        self._question = bytes(head)
+        self._buffer = bytearray(self._question)
+        self._answer = dm_ioctl.from_buffer(self._buffer)
+
+    def __call__(self) -> None:
+        """Ask the kernel."""
+        ctypes.memmove(ctypes.addressof(self._answer), self._question, _HEAD)
+        try:
+            self._call(self._fd, self._request, self._buffer, True)
+        except OSError as exc:
+            raise failure(self._verb, self._name, exc.errno or errno.EIO) from exc
+
+    @property
+    def suspended(self) -> bool:
+        """Tell whether the device was suspended when the call returned."""
+        return bool(self._answer.flags & DM_SUSPEND_FLAG)
+
+    @property
+    def inactive(self) -> bool:
+        """Tell whether a table lay in the inactive slot when the call returned."""
+        return bool(self._answer.flags & DM_INACTIVE_PRESENT_FLAG)
+
+    @property
+    def event_nr(self) -> int:
+        """Give the device's event number as of the call."""
+        return int(self._answer.event_nr)
+
+
+class Probe:
+    """Status and table of one device, found by uuid or devno, asked again and again.
+
+    Neither ever waits for I/O (DM_NOFLUSH_FLAG).  *fd* is an open /dev/mapper/control and
+    stays the caller's.  Raises `DmMissing` when the device is gone.  One thread at a time.
+    """
+
+    def __init__(
+        self, fd: int, *, uuid: str = "", devno: str = "", call: Ioctl = fcntl.ioctl
+    ) -> None:
+        if bool(uuid) == bool(devno):
+            raise ValueError("a probe looks for a uuid or for a devno")
+        self._fd = fd
+        self._call = call
+        self._what = uuid or devno
+        head = _head(uuid=uuid, devno=devno, flags=DM_NOFLUSH_FLAG)
+        self._status = bytes(head)
+        head.flags |= DM_STATUS_TABLE_FLAG
+        self._table = bytes(head)
+        self._buffer = bytearray(4096)
+
+    def status(self) -> bytes:
+        """Give the lines that `dmsetup status` prints, without blanks at line ends."""
+        return self._ask("read the status of", self._status)
+
+    def table(self) -> bytes:
+        """Give the lines that `dmsetup table` prints, without blanks at line ends."""
+        return self._ask("read the table of", self._table)
+
+    def _ask(self, verb: str, question: bytes) -> bytes:
+        while True:
+            self._buffer[:_HEAD] = question
+            struct.pack_into("=I", self._buffer, dm_ioctl.data_size.offset, len(self._buffer))
+            try:
+                self._call(self._fd, DM_TABLE_STATUS, self._buffer, True)
+            except OSError as exc:
+                raise failure(verb, self._what, exc.errno or errno.EIO) from exc
+            (flags,) = struct.unpack_from("=I", self._buffer, dm_ioctl.flags.offset)
+            if not flags & DM_BUFFER_FULL_FLAG:
+                return _lines(self._buffer)
+            self._buffer = bytearray(len(self._buffer) * 2)
+
+
+class DmIoctl:
+    """`Dm` by ioctl.  Any number of threads may use one.
+
+    The control node is opened at the first call.  *cookies* makes create, resume, remove and
+    rename of our devices wait for udev where it runs; without it nobody waits.
+    A remove that meets EBUSY is tried again for *retry* seconds.
+    """
+
+    def __init__(
+        self,
+        control: str = CONTROL,
+        *,
+        cookies: Cookies | None = None,
+        retry: float = 3.0,
+        call: Ioctl = fcntl.ioctl,
+    ) -> None:
+        self._control = control
+        self._cookies = cookies
+        self._retry = retry
+        self._call = call
+        self._fd: int | None = None
+        self._opening = threading.Lock()
+        self._size = _FIRST_SIZE
+
+    def fileno(self) -> int:
+        """Give the open control node, for a `Probe`; it stays ours."""
+        with self._opening:
+            if self._fd is None:
+                try:
+                    self._fd = os.open(self._control, os.O_RDWR | os.O_CLOEXEC)
+                except OSError as exc:
+                    raise DmFailed(
+                        "use", self._control, f"{os.strerror(exc.errno or 0)} (is dm-mod loaded?)",
+                        errno=exc.errno,
+                    ) from exc  # fmt: skip
+            return self._fd
+
+    def close(self) -> None:
+        """Close the control node; prepared calls and probes on it end with it."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    # asking
+
+    def version(self) -> tuple[int, int, int]:
+        """Give the version of the driver's ioctl interface."""
+        head = dm_ioctl.from_buffer(self._run("version", DM_VERSION, _head()))
+        return (head.version[0], head.version[1], head.version[2])
+
+    def targets(self) -> dict[str, tuple[int, int, int]]:
+        """Give the target kinds that the kernel has loaded, with their versions."""
+        data = self._run("list targets of", DM_LIST_VERSIONS, _head())
+        at = dm_ioctl.from_buffer(data).data_start
+        found: dict[str, tuple[int, int, int]] = {}
+        while True:
+            following, *version = _VERSIONS.unpack_from(data, at)
+            found[_string(data, at + _VERSIONS.size).decode()] = (
+                version[0], version[1], version[2],
+            )  # fmt: skip
+            if not following:
+                return found
+            at += following
+
+    def devices(self) -> list[DmInfo]:
+        """List all devices; one that goes away meanwhile is left out."""
+        data = self._run("list", DM_LIST_DEVICES, _head())
+        at = dm_ioctl.from_buffer(data).data_start
+        found: list[DmInfo] = []
+        while True:
+            dev, following = _NAME_LIST.unpack_from(data, at)
+            if dev and (info := self._ask_info(_head(devno=_devno(dev)))) is not None:
+                found.append(info)
+            if not following:
+                return found
+            at += following
+
+    def info(self, name: str) -> DmInfo | None:
+        """Give what the kernel knows of *name*, None when there is no such device."""
+        return self._ask_info(_head(name=check_name("look at", name)))
+
+    def find(self, uuid: str) -> DmInfo | None:
+        """Give the device with this exact *uuid*, None when there is none."""
+        return self._ask_info(_head(uuid=uuid)) if uuid else None
+
+    def _ask_info(self, head: dm_ioctl) -> DmInfo | None:
+        try:
+            return _info(dm_ioctl.from_buffer(self._run("look at", DM_DEV_STATUS, head)))
+        except DmMissing:
+            return None
+
+    def table(self, name: str, *, inactive: bool = False) -> Table:
+        """Give the live (or the *inactive*) table; empty when there is none."""
+        flags = DM_STATUS_TABLE_FLAG | DM_NOFLUSH_FLAG
+        flags |= DM_QUERY_INACTIVE_TABLE_FLAG if inactive else 0
+        head = _head(name=check_name("read the table of", name), flags=flags)
+        return Table.parse(_lines(self._run("read the table of", DM_TABLE_STATUS, head)).decode())
+
+    def status(self, name: str, *, flush: bool = True) -> list[DmStatus]:
+        """Ask the targets of the live table; *flush* False never waits for I/O."""
+        head = _head(name=check_name("read the status of", name))
+        return self._ask_status(head, flush=flush)
+
+    def status_of(self, uuid: str, *, flush: bool = False) -> list[DmStatus]:
+        """Do what `status` does for the device with this *uuid*."""
+        return self._ask_status(_head(uuid=uuid), flush=flush)
+
+    def _ask_status(self, head: dm_ioctl, *, flush: bool) -> list[DmStatus]:
+        head.flags |= 0 if flush else DM_NOFLUSH_FLAG
+        data = self._run("read the status of", DM_TABLE_STATUS, head)
+        return [
+            DmStatus(start, length, kind.decode(), text.decode().rstrip())
+            for start, length, kind, text in _specs(data)
+        ]
+
+    def deps(self, name: str) -> list[str]:
+        """List the devices ("major:minor") that the live table uses."""
+        head = _head(name=check_name("read the dependencies of", name))
+        data = self._run("read the dependencies of", DM_TABLE_DEPS, head)
+        answer = dm_ioctl.from_buffer(data)
+        if not answer.flags & DM_ACTIVE_PRESENT_FLAG:
+            return []
+        count, _ = _DEPS.unpack_from(data, answer.data_start)
+        devs = struct.unpack_from(f"={count}Q", data, answer.data_start + _DEPS.size)
+        return [_devno(dev) for dev in devs]
+
+    def message(self, name: str, sector: int, text: str) -> str:
+        """Send *text* to the target at *sector*; give its answer, often empty."""
+        head = _head(name=check_name("send a message to", name))
+        payload = _MESSAGE.pack(sector) + text.encode() + b"\0"
+        data = self._run("send a message to", DM_TARGET_MSG, head, payload)
+        answer = dm_ioctl.from_buffer(data)
+        if not answer.flags & DM_DATA_OUT_FLAG:
+            return ""
+        return _string(data, answer.data_start).decode().rstrip("\n")
+
+    def wait(self, name: str, event_nr: int, *, timeout: float) -> int | None:
+        """Wait until the device's event number differs from *event_nr*.
+
+        Gives the new number, or None when *timeout* seconds went by.
+        """
+        end = time.monotonic() + timeout
+        # its own open file: the kernel keeps what was seen per file (dm-ioctl.c:dm_poll)
+        fd = os.open(self._control, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            while True:
+                # armed before it is looked at: an event in between wakes the poll at once
+                self._call(fd, DM_DEV_ARM_POLL, bytearray(bytes(_head())), True)
+                info = self.info(name)
+                if info is None:
+                    raise failure("wait for", name, errno.ENXIO)
+                if info.event_nr != event_nr:
+                    return info.event_nr
+                left = end - time.monotonic()
+                if left <= 0:
+                    return None
+                poll.poll(left * 1000)
+        finally:
+            os.close(fd)
+
+    # changing
+
+    def create(
+        self, name: str, uuid: str, table: Table | None = None, *, read_only: bool = False
+    ) -> DmInfo:
+        """Create a device; with a *table* also load it and resume (live on return).
+
+        When it raises, there is no such device (a half made one is removed).
+        """
+        head = _head(name=check_name("create", name, new=True), uuid=uuid)
+        if len(uuid) >= DM_UUID_LEN:
+            raise DmFailed("create", name, "the uuid is too long", errno=errno.EINVAL)
+        head.flags = DM_READONLY_FLAG if read_only else 0
+        made = _info(dm_ioctl.from_buffer(self._run("create", DM_DEV_CREATE, head)))
+        try:
+            if table is not None:
+                self.load(name, table, read_only=read_only)
+                self.resume(name)
+            self._make_node(name, made.devno)
+        except BaseException:
+            with suppress(DmMissing):
+                self.remove(name)
+            raise
+        log.info("created dm device %s (%s)", name, made.devno)
+        return self.info(name) or made
+
+    def load(self, name: str, table: Table, *, read_only: bool = False) -> None:
+        """Load *table* into the inactive slot; the live table goes on."""
+        head = _head(name=check_name("load a table into", name))
+        head.flags = DM_READONLY_FLAG if read_only else 0
+        head.target_count = len(table.rows)
+        payload = bytearray()
+        for row in table.rows:
+            text = row.target.params.encode() + b"\0"
+            step = -(-(_SPEC.size + len(text)) // 8) * 8  # the next one is aligned to 8 bytes
+            kind = row.target.kind.encode()
+            payload += _SPEC.pack(row.start, row.target.length, 0, step, kind)
+            payload += text.ljust(step - _SPEC.size, b"\0")
+        try:
+            self._run("load a table into", DM_TABLE_LOAD, head, bytes(payload))
+        except DmMissing as exc:
+            if self.info(name) is None:
+                raise
+            # it is a device in the table that is missing
+            raise DmFailed(exc.verb, name, exc.why, errno=exc.errno) from exc
+
+    def clear(self, name: str) -> None:
+        """Drop the table in the inactive slot; nothing happens when there is none."""
+        self._run("clear", DM_TABLE_CLEAR, _head(name=check_name("clear", name)))
+
+    def suspend(self, name: str, *, lockfs: bool = True, flush: bool = True) -> None:
+        """Hold all I/O; `resume` must follow."""
+        self.prepare_suspend(name, lockfs=lockfs, flush=flush)()
+
+    def resume(self, name: str, *, lockfs: bool = True, flush: bool = True) -> None:
+        """Swap a loaded table in (suspending by itself if need be) and let I/O go on.
+
+        One ioctl: no user code runs while I/O is held.  *lockfs* freezes a file system
+        that is mounted directly on the device, *flush* False lets targets requeue.
+        """
+        head = _head(name=check_name("resume", name), flags=_hold_flags(lockfs, flush))
+        self._run_synced("resume", DM_DEV_SUSPEND, head)
+
+    def remove(self, name: str, *, deferred: bool = False) -> None:
+        """Remove the device; `DmBusy` while it is open, unless *deferred*."""
+        check_name("remove", name)
+        end = time.monotonic() + self._retry
+        while True:
+            head = _head(name=name, flags=DM_DEFERRED_REMOVE if deferred else 0)
+            try:
+                self._run_synced("remove", DM_DEV_REMOVE, head)
+                break
+            except DmBusy:
+                # blkid, started by udev, has a new device open for a moment
+                if time.monotonic() >= end:
+                    raise
+                log.debug("dm device %s is busy, trying to remove it again", name)
+                time.sleep(0.05)
+        self._drop_node(name)
+        log.info("removed dm device %s", name)
+
+    def rename(self, name: str, new: str) -> None:
+        """Give the device a new name; its uuid stays."""
+        head = _head(name=check_name("rename", name))
+        payload = check_name("rename", new, new=True).encode() + b"\0"
+        self._run_synced("rename", DM_DEV_RENAME, head, payload)
+        self._drop_node(name)
+        if (info := self.info(new)) is not None:
+            self._make_node(new, info.devno)
+        log.info("renamed dm device %s to %s", name, new)
+
+    # made ready for a hold
+
+    def prepare_suspend(self, name: str, *, lockfs: bool = True, flush: bool = True) -> Prepared:
+        """Make a suspend ready."""
+        flags = DM_SUSPEND_FLAG | _hold_flags(lockfs, flush)
+        return self._prepare("suspend", DM_DEV_SUSPEND, name, flags)
+
+    def prepare_resume(self, name: str, *, lockfs: bool = True, flush: bool = True) -> Prepared:
+        """Make a resume ready; it waits for no udev, whoever owns the device.
+
+        Raises `DmMissing` now when there is no such device.
+        """
+        check_name("resume", name)
+        info = self.info(name)
+        if info is None:
+            raise failure("resume", name, errno.ENXIO)
+        head = _head(name=name, flags=_hold_flags(lockfs, flush))
+        head.event_nr = UDEV_FLAGS if info.uuid.startswith(OURS) else 0
+        return Prepared(self._call, self.fileno(), DM_DEV_SUSPEND, "resume", head)
+
+    def prepare_clear(self, name: str) -> Prepared:
+        """Make a `clear` ready."""
+        return self._prepare("clear", DM_TABLE_CLEAR, name, 0)
+
+    def prepare_info(self, name: str) -> Prepared:
+        """Make a look at the device ready: see `Prepared.suspended` after the call."""
+        return self._prepare("look at", DM_DEV_STATUS, name, 0)
+
+    def probe(self, *, uuid: str = "", devno: str = "") -> Probe:
+        """Make a `Probe` on our control node."""
+        return Probe(self.fileno(), uuid=uuid, devno=devno, call=self._call)
+
+    def _prepare(self, verb: str, request: int, name: str, flags: int) -> Prepared:
+        head = _head(name=check_name(verb, name), flags=flags)
+        return Prepared(self._call, self.fileno(), request, verb, head)
+
+    # the ioctl itself
+
+    def _run(self, verb: str, request: int, head: dm_ioctl, payload: bytes = b"") -> bytearray:
+        """Ask, with a larger buffer while the answer does not fit; give the answer."""
+        size = max(self._size, _HEAD + len(payload))
+        subject = head.name.decode() or head.uuid.decode() or "control"
+        while True:
+            head.data_size = size
+            data = bytearray(size)
+            data[:_HEAD] = bytes(head)
+            data[_HEAD : _HEAD + len(payload)] = payload
+            try:
+                self._call(self.fileno(), request, data, True)
+            except OSError as exc:
+                raise failure(verb, subject, exc.errno or errno.EIO) from exc
+            if not dm_ioctl.from_buffer_copy(data).flags & DM_BUFFER_FULL_FLAG:
+                return data
+            if size >= _LARGEST_SIZE:
+                raise failure(verb, subject, errno.ENOBUFS)
+            size *= 4
+            self._size = min(size, 1 << 20)
+
+    def _run_synced(self, verb: str, request: int, head: dm_ioctl, payload: bytes = b"") -> None:
+        """Ask for a change that makes a uevent; wait for udev when the device is ours."""
+        info = self._ask_info(_head(name=head.name.decode()))
+        if info is None or not info.uuid.startswith(OURS):
+            self._run(verb, request, head, payload)
+            return
+        head.event_nr = UDEV_FLAGS
+        if self._cookies is None or not udev_runs():
+            self._run(verb, request, head, payload)
+            return
+        with self._cookies.cookie() as cookie:
+            head.event_nr |= cookie.value
+            answer = dm_ioctl.from_buffer(self._run(verb, request, head, payload))
+            if answer.flags & DM_UEVENT_GENERATED_FLAG:
+                cookie.wait()
+
+    # what udev does where it runs
+
+    def _make_node(self, name: str, devno: str) -> None:
+        """Make /dev/mapper/*name* where udev does not; a nicety, so failing is no failure."""
+        if udev_runs():
+            return
+        major, _, minor = devno.partition(":")
+        self._drop_node(name)
+        try:
+            os.mknod(
+                f"{DM_DIR}/{name}", stat.S_IFBLK | 0o600, os.makedev(int(major), int(minor))
+            )  # fmt: skip
+        except OSError as exc:
+            log.debug("no node for dm device %s: %s", name, exc)
+
+    def _drop_node(self, name: str) -> None:
+        """Take /dev/mapper/*name* away where udev does not."""
+        if not udev_runs():
+            with suppress(OSError):
+                os.unlink(f"{DM_DIR}/{name}")
+
+
+def _hold_flags(lockfs: bool, flush: bool) -> int:
+    return (0 if lockfs else DM_SKIP_LOCKFS_FLAG) | (0 if flush else DM_NOFLUSH_FLAG)
+
+
+def _info(head: dm_ioctl) -> DmInfo:
+    return DmInfo(
+        name=head.name.decode(),
+        uuid=head.uuid.decode(),
+        devno=_devno(head.dev),
+        open_count=head.open_count,
+        event_nr=head.event_nr,
+        target_count=head.target_count,
+        live=bool(head.flags & DM_ACTIVE_PRESENT_FLAG),
+        inactive=bool(head.flags & DM_INACTIVE_PRESENT_FLAG),
+        suspended=bool(head.flags & DM_SUSPEND_FLAG),
+        read_only=bool(head.flags & DM_READONLY_FLAG),
+    )
