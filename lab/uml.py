@@ -1,0 +1,113 @@
+"""User-mode Linux: Debian's kernel package that runs as an ordinary program.
+
+Seconds to boot, native speed, the stock device-mapper and md code.  One CPU, no preemption:
+what needs two CPUs is proved again under `lab.qemu`.  The root is the host's, read-only, under
+a layer of memory (lab/init.sh).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from lab.guest import Job, LabError, Launch, cache_dir
+
+_HERE: Final = Path(__file__).resolve().parent
+_MAX_DISKS: Final = 8  # ubd0 to ubd7
+_PROGRAMS: Final = {
+    "linux.uml": "user-mode-linux",
+    "modprobe": "kmod",
+    "udevadm": "udev",
+    "setpriv": "util-linux",
+}
+
+
+def needs_xstate() -> bool:
+    """Tell whether this CPU's register area is larger than what the UML kernel was built for."""
+    if os.environ.get("LAB_FORCE_XSTATE"):
+        return True
+    return "amx_tile" in Path("/proc/cpuinfo").read_text()
+
+
+def xstate_library() -> Path:
+    """Compile lab/xstate.c, once, and give the library."""
+    source = _HERE / "xstate.c"
+    library = cache_dir() / "xstate.so"
+    if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
+        new = library.with_suffix(f".{os.getpid()}")
+        subprocess.run(
+            ["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(new), str(source), "-ldl"],
+            check=True,
+        )
+        new.rename(library)
+    return library
+
+
+def memory_dir(size: int) -> Path | None:
+    """Give a tmpfs with *size* bytes of room for the guest's memory, None for UML's own choice."""
+    for path in (Path("/dev/shm"), Path("/tmp"), Path("/run")):
+        if not os.access(path, os.W_OK):
+            continue
+        kind = subprocess.run(
+            ["stat", "--file-system", "--format=%T", str(path)],
+            check=True, capture_output=True, text=True,
+        ).stdout.strip()  # fmt: skip
+        if kind == "tmpfs" and shutil.disk_usage(path).free > size:
+            return path
+    return None
+
+
+class Uml:
+    """The engine."""
+
+    name = "uml"
+
+    def missing(self) -> list[str]:
+        """Name the Debian packages that are not there."""
+        path = "/usr/sbin:/sbin:" + os.environ.get("PATH", "/usr/bin:/bin")
+        need = [package for program, package in _PROGRAMS.items() if not shutil.which(program, path=path)]
+        if needs_xstate() and not shutil.which("gcc"):
+            need.append("gcc")
+        return need
+
+    def settings(self, job: Job) -> dict[str, str]:
+        """Give the guest's end of the terminal, if there is one."""
+        return {"LAB_TTY": "/dev/tty1" if job.terminal else ""}
+
+    def disk_names(self, count: int) -> list[str]:
+        """Give /dev/ubda and so on."""
+        if count > _MAX_DISKS:
+            raise LabError(f"user-mode Linux takes {_MAX_DISKS} disks, not {count}")
+        return [f"/dev/ubd{chr(ord('a') + number)}" for number in range(count)]
+
+    def launch(self, job: Job, stack: ExitStack) -> Launch:
+        """Give linux.uml's command line."""
+        del stack
+        for path in (*job.disks, job.directory, job.artefacts):
+            if set(str(path)) & set(" ,:"):
+                raise LabError(f"user-mode Linux cannot take the path {path}: a space, ',' or ':'")
+        argv = [
+            "linux.uml", "rootfstype=hostfs", "rootflags=/", "ro", f"mem={job.memory >> 20}M",
+            "con=null", "con0=null,fd:1", "noreboot", "panic=-1", "oops=panic", "quiet",
+            f"init={_HERE / 'init.sh'}", f"LABJOB={job.directory}",
+            f"uml_dir={job.directory}", "umid=uml",
+        ]  # fmt: skip
+        # d: the file is data, even if it looks like one of UML's own copy-on-write files.
+        argv += [f"ubd{number}d={path}" for number, path in enumerate(job.disks)]
+        fds: tuple[int, ...] = ()
+        if job.terminal is not None:
+            argv.append(f"con1=fd:{job.terminal.slave}")
+            fds = (job.terminal.slave,)
+        env = dict(os.environ)
+        if (where := memory_dir(job.memory)) is not None:
+            env["TMPDIR"] = str(where)
+        if needs_xstate():
+            env["LD_PRELOAD"] = str(xstate_library())
+        return Launch(argv=argv, env=env, pass_fds=fds)
+
+
+ENGINE: Final = Uml()
