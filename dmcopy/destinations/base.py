@@ -32,6 +32,7 @@ class Surroundings:
     source: str  # devno of the device being copied
     overwrite_signature: bool = False
     spare: frozenset[str] = frozenset()  # devnos that are in use by the job too (the COW device)
+    identity: Mapping[str, str | int] | None = None  # as recorded; `open` refuses another one
 
 
 class Session(ABC):
@@ -63,6 +64,15 @@ class Session(ABC):
         """Say that the image is whole and flushed; an image file gets its final name."""
 
 
+def must_fit(at: Extent, whole: Extent, data: memoryview | None = None) -> None:
+    """Raise ValueError, for it is our own mistake, unless *data* fills *at*, inside *whole*.
+
+    A device may be larger than the image; what lies behind the image is not ours.
+    """
+    if at.clip(whole) != at or (data is not None and data.nbytes != at.size):
+        raise ValueError(f"{at} with {data!r} does not fit into {whole}")
+
+
 class Destination(ABC):
     """A place to copy to, as the user named it; nothing is opened before `open`."""
 
@@ -80,16 +90,20 @@ class Destination(ABC):
 
     @abstractmethod
     def check(self, length: Sectors, around: Surroundings) -> None:
-        """Raise `Refused` (or `UsageError`) when it must not be written; changes nothing."""
+        """Raise `Refused` (or `UsageError`) when it must not be written; changes nothing.
+
+        May start programs; `open` never does, because the worker calls it.
+        """
 
     @abstractmethod
     def identity(self, around: Surroundings) -> Mapping[str, str | int]:
-        """Give what tells this destination from any other, for the job's record."""
+        """Give what tells this destination from any other, for the job's record.
+
+        May start programs, as `check`.
+        """
 
     @abstractmethod
-    def open(
-        self, length: Sectors, around: Surroundings
-    ) -> AbstractContextManager[Session]:
+    def open(self, length: Sectors, around: Surroundings) -> AbstractContextManager[Session]:
         """Check again, open, and hold it against others until the context ends.
 
         When the context ends without `Session.complete`, an image file that was begun is

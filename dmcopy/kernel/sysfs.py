@@ -300,17 +300,21 @@ class Sysfs:
         lines = _text(self.proc / "swaps").splitlines()[1:]
         return any(self._rdev(_unescape(line.split()[0])) == devno for line in lines)
 
-    def openers(self, devno: str) -> list[tuple[int, str]]:
+    def openers(self, devno: str, *, writing: bool = False) -> list[tuple[int, str]]:
         """Give the processes that have the device open: (pid, command name).
 
-        As far as we may look: only root sees all.  The kernel's own users (mounts, swap,
-        holders) have no process.
+        With *writing*, only those that may write.  As far as we may look: only root sees all.
+        The kernel's own users (mounts, swap, holders) have no process.
         """
         pids = sorted(int(entry.name) for entry in _entries(self.proc) if entry.name.isdigit())
         return [
             (pid, _text(self.proc / str(pid) / "comm"))
             for pid in pids
-            if any(self._rdev(str(fd)) == devno for fd in _entries(self.proc / str(pid) / "fd"))
+            if any(
+                self._rdev(str(fd)) == devno and not (writing and _is_reader(fd))
+                for fd in _entries(self.proc / str(pid) / "fd")
+                if _may_be_node(fd)
+            )
         ]
 
     # small parts
@@ -337,6 +341,21 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError:
         return []
+
+
+def _may_be_node(fd: Path) -> bool:
+    # most descriptors are files and sockets; stat() of one on a dead NFS server would hang
+    try:
+        return "/dev/" in os.readlink(fd)
+    except OSError:
+        return False
+
+
+def _is_reader(fd: Path) -> bool:
+    # proc(5): /proc/PID/fdinfo/N has the flags in octal
+    lines = _text(fd.parent.parent / "fdinfo" / fd.name).splitlines()
+    flags = next((line.split()[1] for line in lines if line.startswith("flags:")), "2")
+    return int(flags, 8) & os.O_ACCMODE == os.O_RDONLY
 
 
 def _text(path: Path) -> str:
