@@ -1,0 +1,5 @@
+"""``python -m dmcopy``."""
+
+from dmcopy.cli.main import run
+
+run()

@@ -1,0 +1,177 @@
+"""``dmcopy copy`` and ``dmcopy plan``: the main job, and what it would do."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Protocol
+
+from dmcopy.cli.common import (
+    Commands,
+    Context,
+    consoles,
+    default_name,
+    load_targets,
+    parsed,
+    seconds,
+    size,
+)
+from dmcopy.core.events import Event, Planned
+from dmcopy.jobs.journal import Journal
+from dmcopy.jobs.runner import CopyJob, prepare
+from dmcopy.jobs.spec import DEFAULT_CHUNK, DEFAULT_HOLD_LIMIT, DEFAULT_SEGMENT, DIGESTS, CopySpec
+from dmcopy.report.jsonlines import JsonLines
+from dmcopy.report.text import TextReport
+from dmcopy.stack.cow import CowSpec
+from dmcopy.units import format_size
+
+_EXAMPLES = """\
+examples:
+  dmcopy copy /dev/mapper/data /dev/disk/by-id/wwn-0x5000c500a1b2c3d4 --verify
+  dmcopy copy /dev/mapper/data image:/backup/data.img --cow 20g
+  dmcopy copy /dev/mapper/data /dev/sdx --cow /var/tmp/cow:50g --json
+
+A destination is KIND:REST, kinds block and image; a bare path that is a block device is
+block:, any other path is image:.
+"""
+
+
+class Report(Protocol):
+    """Shows events; closed at the end."""
+
+    def __call__(self, event: Event) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def add(commands: Commands) -> None:
+    """Add the two commands to the command line."""
+    copy = commands.add_parser(
+        "copy",
+        help="copy a device as it is now, while it is being written",
+        description="Copy SOURCE, as it is at one instant (the begin time), to DESTINATION, "
+        "while applications go on writing to it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _arguments(copy)
+    copy.add_argument("--dry-run", action="store_true", help="show the plan and change nothing")
+    copy.set_defaults(run=run)
+    plan = commands.add_parser(
+        "plan",
+        help="show what copy would do; change nothing",
+        description="Check everything that copy checks, and show what it would do as lines that "
+        "can be pasted.  Changes nothing.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _arguments(plan)
+    plan.set_defaults(run=run, dry_run=True)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="block device to copy")
+    parser.add_argument("destination", metavar="DESTINATION", help="where the copy goes")
+    parser.add_argument("--name", help="name of the job (default: source and time)")
+    parser.add_argument(
+        "--cow",
+        type=parsed(CowSpec.parse),
+        default=CowSpec(),
+        metavar="auto|DEVICE|SIZE|FILE:SIZE",
+        help="where the old content of what is written meanwhile is kept (default: auto, a file "
+        "in the state directory, as large as could be needed or half of what is free)",
+    )
+    parser.add_argument(
+        "--chunk",
+        type=size,
+        default=DEFAULT_CHUNK,
+        metavar="SIZE",
+        help=f"unit of the snapshot (default: {format_size(DEFAULT_CHUNK)})",
+    )
+    parser.add_argument(
+        "--segment",
+        type=size,
+        default=DEFAULT_SEGMENT,
+        metavar="SIZE",
+        help=f"unit of the copy (default: {format_size(DEFAULT_SEGMENT)})",
+    )
+    parser.add_argument(
+        "--digest",
+        choices=DIGESTS,
+        default=DIGESTS[0],
+        help="digest of the image (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="read the destination back and compare the digest"
+    )
+    parser.add_argument(
+        "--hold-limit",
+        type=seconds,
+        default=DEFAULT_HOLD_LIMIT,
+        metavar="SECONDS",
+        help="longest time that writes may be held at begin time (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--overwrite-signature",
+        action="store_true",
+        help="write onto a device that carries a file system, partition table, PV or md signature",
+    )
+    parser.add_argument("--json", action="store_true", help="events as JSON, one a line, on stdout")
+
+
+def run(arguments: argparse.Namespace, context: Context) -> int:
+    """Copy, or show the plan."""
+    host = context.host()
+    if host.dm is not None:
+        load_targets(host)
+    spec = CopySpec(
+        name=arguments.name or default_name(arguments.source),
+        source=arguments.source,
+        destination=arguments.destination,
+        cow=arguments.cow,
+        chunk=arguments.chunk,
+        segment=arguments.segment,
+        digest=arguments.digest,
+        verify=arguments.verify,
+        overwrite_signature=arguments.overwrite_signature,
+        hold_limit=arguments.hold_limit,
+    )
+    prepared = prepare(spec, host)
+    planned = prepared.planned()
+    if arguments.dry_run:
+        _show(planned, as_json=arguments.json)
+        return 0
+    report = _report(as_json=arguments.json)
+    try:
+        with Journal(host.places.journal) as journal:
+            report(planned)
+            ended = CopyJob(prepared, host, journal, report).run()
+    finally:
+        report.close()
+    if ended.error is not None:
+        print(f"dmcopy: {ended.error}", file=sys.stderr)
+    return ended.exit_status
+
+
+def _report(*, as_json: bool) -> Report:
+    return JsonLines(sys.stdout) if as_json else TextReport(*consoles())
+
+
+def _show(planned: Planned, *, as_json: bool) -> None:
+    """Print a plan: shell lines that can be pasted, with comments that explain them."""
+    if as_json:
+        JsonLines(sys.stdout)(planned)
+        return
+    lines = [
+        f"# {planned.source} ({format_size(planned.bytes_total)}) -> {planned.destination}",
+        f"# provider: {planned.provider} ({planned.why})",
+    ]
+    if planned.cow is not None and planned.cow_bytes is not None:
+        lines.append(f"# COW device: {planned.cow}, {format_size(planned.cow_bytes)}")
+    lines += [
+        *planned.steps,
+        f"# copy in segments of {format_size(planned.segment_bytes)}, then undo the above, last first",
+    ]
+    print("\n".join(lines))

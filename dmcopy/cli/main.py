@@ -1,0 +1,102 @@
+"""``dmcopy``: reads the command line, runs the command, says what went wrong.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused for safety (nothing changed), 4 point
+in time lost, 5 interrupted, 6 something was left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+from dmcopy import __version__
+from dmcopy.cli import copy, demo, doctor, rescue, status
+from dmcopy.cli.common import Context
+from dmcopy.errors import DmcopyError, Interrupted, UsageError
+
+COMMANDS = (copy, status, rescue, doctor, demo)
+
+_DESCRIPTION = "Copy a live block device, as it was at one instant, onto a destination."
+
+_EPILOG = """\
+exit status:
+  0  done
+  1  failed; the origin is as it was
+  2  wrong usage
+  3  refused for safety, nothing changed
+  4  point in time lost: the copy is not usable
+  5  interrupted; everything was undone
+  6  something was left behind: the message says what, and what to run
+
+`dmcopy COMMAND --help` says more of each command.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake in one line, instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see: {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the whole command line."""
+    top = _Parser(
+        prog="dmcopy",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"dmcopy {__version__}")
+    top.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="warning",
+        help="how much to log on stderr (default: %(default)s)",
+    )
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        module.add(commands)
+    return top
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise Interrupted(f"interrupted by {signal.Signals(number).name}")
+
+
+def main(argv: Sequence[str] | None = None, context: Context | None = None) -> int:
+    """Run one command; gives the exit status and never raises for a failure."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        arguments = parser().parse_args(argv)
+        logging.basicConfig(
+            stream=sys.stderr,
+            level=arguments.log_level.upper(),
+            format="%(levelname)s %(name)s: %(message)s",
+        )
+        status_: int = arguments.run(arguments, context or Context())
+        sys.stdout.flush()
+    except DmcopyError as exc:
+        print(f"dmcopy: {exc}", file=sys.stderr)
+        return exc.exit_status
+    except BrokenPipeError:  # the reader of our stdout is gone; so is the need to say so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DmcopyError.exit_status
+    return status_
+
+
+def run() -> NoReturn:
+    """Enter from the shell."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

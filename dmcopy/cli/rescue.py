@@ -1,0 +1,84 @@
+"""``dmcopy rescue``: put right what a job left that was killed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from dmcopy.cli.common import Commands, Context, open_cookies
+from dmcopy.errors import LeftBehind, Refused, UsageError
+from dmcopy.jobs.overview import JobView, Rescued, overview, rescue
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser(
+        "rescue",
+        help="put right what a killed job left behind",
+        description="Give every origin its table back, and remove the devices, loop devices, "
+        "files and udev cookies of jobs that died.  Running jobs are not touched.  Safe to run "
+        "at any time, and again.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("job", nargs="?", metavar="JOB", help="only this job (default: all)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what is there to be mended; change nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a job, on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, context: Context) -> int:
+    """Rescue one job or all; raises `LeftBehind` when something stays."""
+    host = context.host()
+    views = overview(host)
+    if arguments.job is not None:
+        views = [view for view in views if view.job == arguments.job]
+        _check(arguments.job, views)
+    dead = [view for view in views if view.is_dead]
+    if arguments.dry_run:
+        for view in dead:
+            result = Rescued(job=view.job, done=(), left=view.remains)
+            _show(result, as_json=arguments.json, dry_run=True)
+        _nothing(dead, as_json=arguments.json)
+        return 0
+    left: list[str] = []
+    for view in dead:
+        result = rescue(view, host)
+        _show(result, as_json=arguments.json)
+        left += result.left
+    done, kept = open_cookies(host.places).destroy_leftover()
+    for line in done:
+        if not arguments.json:
+            print(line)
+    _nothing([*dead, *done], as_json=arguments.json)
+    if left or kept:
+        raise LeftBehind([*left, *kept], job=arguments.job)
+    return 0
+
+
+def _check(job: str, views: list[JobView]) -> None:
+    if not views:
+        raise UsageError(f"there is no job {job}")
+    if views[0].pid is not None:
+        raise Refused(
+            f"job {job} is running (pid {views[0].pid})",
+            way_out=f"stop it first: kill {views[0].pid}",
+        )
+
+
+def _show(result: Rescued, *, as_json: bool, dry_run: bool = False) -> None:
+    if as_json:
+        print(json.dumps(result.as_json()))
+        return
+    for line in result.done:
+        print(f"{result.job}: {line}")
+    for line in result.left:
+        print(f"{result.job}: {'there is' if dry_run else 'left:'} {line}")
+    if not result.done and not result.left:
+        print(f"{result.job}: nothing was left; marked as failed")
+
+
+def _nothing(found: object, *, as_json: bool) -> None:
+    if not found and not as_json:
+        print("nothing to rescue")

@@ -1,0 +1,113 @@
+"""What jobs there are, from the two things that know: the kernel and the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dmcopy.core.events import Begun, Ended, Progress
+from dmcopy.jobs.journal import Journal, Record
+from dmcopy.jobs.lock import JobLock, holder
+from dmcopy.jobs.runner import Host
+from dmcopy.jobs.state import State, is_final
+from dmcopy.stack.recover import Remains, find_remains, remove_files, take_apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobView:
+    """One job as it is now."""
+
+    job: str
+    state: str  # of the journal; "unknown" where only the kernel knows the job
+    pid: int | None  # of the process that works on it
+    remains: tuple[str, ...]  # what the kernel holds of it, in words
+    record: Record | None
+
+    @property
+    def is_dead(self) -> bool:
+        """Tell whether it stopped in the middle, or left something: rescue will help."""
+        if self.pid is not None:
+            return False
+        unfinished = self.record is not None and not is_final(self.record.state)
+        return bool(self.remains) or unfinished
+
+    def as_json(self) -> dict[str, Any]:  # Any: JSON
+        """Give the object that ``dmcopy status --json`` prints."""
+        record = self.record
+
+        def last(kind: str) -> Mapping[str, Any] | None:  # Any: JSON
+            return getattr(record, kind) if record is not None else None
+
+        return {
+            "event": "status",
+            "job": self.job,
+            "state": self.state,
+            "pid": self.pid,
+            "dead": self.is_dead,
+            "source": record.spec["source"] if record else None,
+            "destination": record.spec["destination"] if record else None,
+            "created": record.created if record else None,
+            "devices": list(self.remains),
+            Begun.event: last("begun"),
+            Progress.event: last("progress"),
+            Ended.event: last("ended"),
+        }
+
+
+def overview(host: Host) -> list[JobView]:
+    """Give all jobs that the journal or the kernel knows, oldest first; changes nothing."""
+    remains = find_remains(host.dm, host.sysfs) if host.dm is not None else {}
+    records: dict[str, Record] = {}
+    if host.places.journal.exists():
+        with Journal(host.places.journal, create=False) as journal:
+            records = {record.name: record for record in journal.records()}
+    jobs = [*records, *sorted(remains.keys() - records.keys())]
+    return [_view(job, records.get(job), remains.get(job), host) for job in jobs]
+
+
+def _view(job: str, record: Record | None, remains: Remains | None, host: Host) -> JobView:
+    return JobView(
+        job=job,
+        state=record.state if record else "unknown",
+        pid=holder(host.places.locks, job),
+        remains=tuple(remains.lines()) if remains else (),
+        record=record,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescued:
+    """What was done for one dead job, and what could not be."""
+
+    job: str
+    done: tuple[str, ...]
+    left: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:  # Any: JSON
+        """Give the object that ``dmcopy rescue --json`` prints."""
+        return {
+            "event": "rescued",
+            "job": self.job,
+            "done": list(self.done),
+            "left": list(self.left),
+        }
+
+
+def rescue(view: JobView, host: Host) -> Rescued:
+    """Put right what a dead job left; raises `Refused` when it is alive after all."""
+    with JobLock(host.places.locks, view.job):
+        done: list[str] = []
+        left: list[str] = []
+        remains = find_remains(host.dm, host.sysfs).get(view.job) if host.dm is not None else None
+        if remains is not None and host.dm is not None:
+            done, left = take_apart(host.dm, remains)
+        files = {file for _, file in remains.loops} if remains is not None else set()
+        if view.record is None:
+            removed, kept = remove_files(sorted(files))
+        else:
+            with Journal(host.places.journal, create=False) as journal:
+                removed, kept = remove_files(sorted(files.union(journal.leftovers(view.job))))
+                if not is_final(view.record.state) and not left + kept:
+                    journal.move(view.job, State.FAILED)
+        return Rescued(job=view.job, done=(*done, *removed), left=(*left, *kept))

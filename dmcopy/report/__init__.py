@@ -1,0 +1,1 @@
+"""Shows what happens: for a person (`text`) or a program (`jsonlines`)."""

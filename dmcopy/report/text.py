@@ -1,0 +1,170 @@
+"""Events for a person: a live bar on a terminal, plain lines elsewhere.
+
+Progress and warnings go to stderr, the outcome to stdout.  The bar is drawn from the loop
+that receives the events, never by a thread of its own: a begin wants one thread only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from dmcopy.core import events
+from dmcopy.units import format_size
+
+_LINE_SECONDS: Final = 10.0
+_BAR_SECONDS: Final = 0.1
+
+
+def duration(seconds: float) -> str:
+    """Write a time for a person: ``4.2 s``, ``3:07``, ``1:02:30``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def hold_time(seconds: float) -> str:
+    """Write a hold, which is short: ``0.4 ms``."""
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def rate_text(event: events.Progress) -> str:
+    """Write rate and remaining time."""
+    rate = f"{format_size(round(event.rate_bytes))}/s"
+    if event.eta_seconds is None or event.bytes_done >= event.bytes_total:
+        return rate
+    return f"{rate}, {duration(event.eta_seconds)} left"
+
+
+def cow_text(event: events.Progress) -> str:
+    """Write how full the COW device is, and when it would be full; "" where there is none."""
+    if event.cow_used_bytes is None or not event.cow_total_bytes:
+        return ""
+    share = event.cow_used_bytes / event.cow_total_bytes
+    text = f"COW {share:.0%} of {format_size(event.cow_total_bytes)}"
+    if event.cow_full_seconds is not None:
+        text += f", full in {duration(event.cow_full_seconds)}"
+    return text
+
+
+class TextReport:
+    """Shows one job; `close` when it is over, in every case."""
+
+    def __init__(
+        self, out: Console, err: Console, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._out = out
+        self._err = err
+        self._clock = clock
+        self._live: Live | None = None
+        self._shown = -_LINE_SECONDS
+
+    def __call__(self, event: events.Event) -> None:
+        match event:
+            case events.Planned():
+                self._planned(event)
+            case events.Begun():
+                self._begun(event)
+            case events.Progress():
+                self._progress(event)
+            case events.Warned():
+                self._say(f"warning: {event.message}", style="yellow")
+            case events.Verified():
+                self._say(f"verified: read back in {duration(event.seconds)}, the digest is right")
+            case events.Ended():
+                self.close()
+                self._ended(event)
+
+    def close(self) -> None:
+        """Take the bar off the screen; twice is fine."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _say(self, line: str, *, style: str = "") -> None:
+        console = self._live.console if self._live is not None else self._err
+        console.print(Text(line, style=style), soft_wrap=True)
+
+    def _planned(self, event: events.Planned) -> None:
+        self._say(
+            f"{event.job}: {event.source} ({format_size(event.bytes_total)}) -> {event.destination}"
+        )
+        if event.cow is not None and event.cow_bytes is not None:
+            self._say(f"COW device: {event.cow}, {format_size(event.cow_bytes)}")
+
+    def _begun(self, event: events.Begun) -> None:
+        held = f", writes held for {hold_time(event.hold_seconds[0])}" if event.hold_seconds else ""
+        self._say(f"begin time {event.begin_time}{held}")
+
+    def _progress(self, event: events.Progress) -> None:
+        now = self._clock()
+        last = event.bytes_done >= event.bytes_total
+        if not self._err.is_terminal:
+            if now - self._shown >= _LINE_SECONDS or last:
+                self._shown = now
+                self._say(self._line(event))
+            return
+        if now - self._shown < _BAR_SECONDS and not last:
+            return
+        self._shown = now
+        if self._live is None:
+            self._live = Live(console=self._err, auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(_bar(event), refresh=True)
+
+    @staticmethod
+    def _line(event: events.Progress) -> str:
+        share = event.bytes_done / event.bytes_total
+        parts = [f"{event.phase} {share:.0%}", format_size(event.bytes_done), rate_text(event)]
+        return ", ".join([*parts, *filter(None, [cow_text(event)])])
+
+    def _ended(self, event: events.Ended) -> None:
+        if event.error is not None:
+            return  # the command line says it, once, as it says every error
+        held = ", ".join(hold_time(seconds) for seconds in event.hold_seconds)
+        rows = [
+            ("job", event.job),
+            ("copied", f"{format_size(event.bytes_total)} in {duration(event.seconds)}"),
+            ("begin time", event.begin_time or "-"),
+            (
+                "of it",
+                f"{format_size(event.bytes_cow)} from the COW device "
+                f"({event.exceptions} exceptions), {format_size(event.bytes_zero)} zeroes",
+            ),
+            ("writes held", held or "never"),
+            ("sha256", event.digest or "not asked for"),
+            ("verified", "yes, read back" if event.verified else "no (--verify reads it back)"),
+        ]
+        table = Table.grid(padding=(0, 2))
+        for name, value in rows:
+            table.add_row(Text(name), Text(value, overflow="fold"))
+        self._out.print(table)
+
+
+def _bar(event: events.Progress) -> RenderableType:
+    """Draw one line with a bar, and one with what matters beside it."""
+    grid = Table.grid(padding=(0, 1), expand=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1)
+    grid.add_column(no_wrap=True, justify="right")
+    grid.add_row(
+        Text(event.phase, style="bold"),
+        ProgressBar(total=event.bytes_total, completed=event.bytes_done),
+        Text(f"{event.bytes_done / event.bytes_total:4.0%}  {rate_text(event)}"),
+    )
+    parts = [f"{format_size(event.bytes_done)} of {format_size(event.bytes_total)}"]
+    if event.bytes_cow:
+        parts.append(f"{format_size(event.bytes_cow)} from COW")
+    parts += filter(None, [cow_text(event)])
+    return Group(grid, Text("  ".join(parts), style="dim", no_wrap=True, overflow="ellipsis"))

@@ -1,0 +1,236 @@
+"""Begin time: the instant that is copied, and how it is fixed.
+
+A live dm device is *spliced*: its table moves to a ``-source`` device of ours, a persistent
+snapshot is made over that, and ``snapshot-origin`` is swapped in on the live device by one
+resume ioctl, in which the kernel suspends, swaps and resumes.  No user code runs while I/O
+is held.  The snapshot is active *before* the swap, and the swap splits later writes at the
+chunk size (dm-snap.c:origin_map); a snapshot made without a suspend and resume of its origin
+is silently corrupt.
+
+An idle device needs none of this: it is claimed with O_EXCL for the time of the copy.
+"""
+
+from __future__ import annotations
+
+import shlex
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from dmcopy.core.table import Table
+from dmcopy.core.targets.linear import Linear
+from dmcopy.core.targets.snapshot import Snapshot, SnapshotOrigin
+from dmcopy.errors import DmFailed, HoldLimitExceeded
+from dmcopy.kernel.blkdev import BlockDevice
+from dmcopy.kernel.dm import Dm
+from dmcopy.kernel.memory import lock_memory
+from dmcopy.kernel.sysfs import Sysfs
+from dmcopy.stack.cow import CowDevice, CowFileOnHost, CowPlan
+from dmcopy.stack.deadman import DeadMan
+from dmcopy.stack.discover import Source
+from dmcopy.stack.names import Role, device_name, device_uuid
+from dmcopy.stack.plan import Plan, Step
+from dmcopy.stack.steps import (
+    AttachLoop,
+    CowFile,
+    CreateDevice,
+    LoadOrigin,
+    SyncFileSystems,
+    WipeHead,
+    cow_path,
+    head_length,
+    restore_origin,
+)
+from dmcopy.units import Sectors
+
+_ATTEMPTS: Final = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instant:
+    """When it was: between *begin* and *begin* + *held*."""
+
+    begin_ns: int  # UTC, nanoseconds since 1970
+    held: float  # seconds
+
+    @property
+    def text(self) -> str:
+        """ISO 8601 in UTC with nanoseconds."""
+        seconds, nanoseconds = divmod(self.begin_ns, 1_000_000_000)
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
+
+
+class Splice(Step):
+    """Swap snapshot-origin in on the live device: the begin gate.
+
+    *limit* is the longest hold in seconds.  When it is exceeded before the swap, the kernel
+    keeps the old table, and it is tried again, three times in all, then `HoldLimitExceeded`.
+    """
+
+    def __init__(
+        self, dm: Dm, name: str, *, original: Table, ours: Callable[[], Table], limit: float
+    ) -> None:
+        self._dm = dm
+        self._name = name
+        self._original = original
+        self._ours = ours
+        self._limit = limit
+        self.instant: Instant | None = None
+        self.end_held: float | None = None
+
+    def __str__(self) -> str:
+        return f"swap the table of {self._name}"
+
+    def lines(self) -> Sequence[str]:
+        return (f"dmsetup resume {shlex.quote(self._name)}",)
+
+    def do(self) -> None:
+        lock_memory()
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                self._dm.load(self._name, self._ours())
+            with DeadMan([self._name], limit=self._limit) as dead_man:
+                if self._swap(dead_man):
+                    return
+        raise HoldLimitExceeded(
+            f"the writes to {self._name} that were under way did not end within "
+            f"{self._limit:g} s ({_ATTEMPTS} attempts); nothing is held, and the table is as it "
+            "was; give more time with --hold-limit"
+        )
+
+    def _swap(self, dead_man: DeadMan) -> bool:
+        dead_man.arm()
+        # From here to disarm(): one ioctl.  No program, no log, no journal (DESIGN.md 4).
+        begin_ns = time.time_ns()
+        start = time.monotonic()
+        try:
+            self._dm.resume(self._name)
+        except DmFailed:
+            dead_man.disarm()
+            if dead_man.fired:
+                return False
+            raise
+        held = time.monotonic() - start
+        dead_man.disarm()
+        self.instant = Instant(begin_ns=begin_ns, held=held)
+        return True
+
+    def undo(self) -> None:
+        held = restore_origin(self._dm, self._name, self._original, self._ours())
+        if held is not None:
+            self.end_held = held
+
+
+class Claim(Step):
+    """Hold an idle device open with O_EXCL: nobody can mount it, no dm or md take it."""
+
+    def __init__(self, path: str, sysfs: Sysfs) -> None:
+        self._path = path
+        self._sysfs = sysfs
+        self._device: BlockDevice | None = None
+        self.instant: Instant | None = None
+        self.writes = 0
+
+    def __str__(self) -> str:
+        return f"claim {self._path} for the time of the copy"
+
+    def lines(self) -> Sequence[str]:
+        return (f"# {self}: open(O_RDONLY|O_EXCL)",)
+
+    def do(self) -> None:
+        self._device = BlockDevice.open(self._path, exclusive=True)
+        self._device.flush()  # what lies in the page cache is part of the image
+        self.writes = self._sysfs.writes(self._device.devno)
+        self.instant = Instant(begin_ns=time.time_ns(), held=0.0)
+
+    def undo(self) -> None:
+        if self._device is not None:
+            self._device.close()
+            self._device = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spliced:
+    """A splice that can be run, and how to read the image once it was."""
+
+    plan: Plan
+    splice: Splice
+    source: CreateDevice
+    cow: CreateDevice
+    snapshot: CreateDevice
+    origin_table: Callable[[], Table]
+
+
+def splice(
+    dm: Dm,
+    sysfs: Sysfs,
+    *,
+    job: str,
+    source: Source,
+    cow: CowPlan,
+    chunk: Sectors,
+    hold_limit: float,
+) -> Spliced:
+    """Make the plan that fixes a begin time on a live dm device; changes nothing.
+
+    *source* must be spliceable (`discover`), *cow* checked.  `Plan.undo` takes everything
+    out again and gives the origin the table that it has now.
+    """
+    name, original, length = source.dm_name, source.table, source.length
+    assert name is not None and original is not None
+
+    def device(role: Role, table: Callable[[], Table]) -> CreateDevice:
+        return CreateDevice(dm, device_name(job, role), device_uuid(job, role), table)
+
+    under = device(Role.SOURCE, lambda: original)
+    below_cow, cow_devno = _cow_steps(cow, sysfs)
+    cow_device = device(Role.COW, lambda: Table.of(Linear(cow.length, cow_devno(), Sectors(0))))
+    snapshot = device(
+        Role.SNAP,
+        lambda: Table.of(Snapshot(length, under.devno(), cow_device.devno(), chunk, "P")),
+    )
+
+    def ours() -> Table:
+        return Table.of(SnapshotOrigin(length, under.devno()))
+
+    swap = Splice(dm, name, original=original, ours=ours, limit=hold_limit)
+    sync = [SyncFileSystems(source.mounts)] if source.mounts else []
+    plan = Plan(
+        job=job,
+        prepare=[
+            under,
+            *below_cow,
+            cow_device,
+            WipeHead(cow_path(sysfs, cow_device), head_length(chunk)),
+            snapshot,
+            LoadOrigin(dm, name, ours),
+            *sync,
+        ],
+        critical=[swap],
+    )
+    return Spliced(
+        plan=plan,
+        splice=swap,
+        source=under,
+        cow=cow_device,
+        snapshot=snapshot,
+        origin_table=ours,
+    )
+
+
+def _cow_steps(cow: CowPlan, sysfs: Sysfs) -> tuple[list[Step], Callable[[], str]]:
+    """Give the steps that make the COW device's lower device, and how it is called."""
+    if isinstance(cow, CowDevice):
+        devno = cow.devno
+        return [], lambda: devno
+    assert isinstance(cow, CowFileOnHost)
+    loop = AttachLoop(cow.path, sysfs)
+    return [CowFile(cow.path, cow.size), loop], loop.devno
+
+
+def single_threaded() -> bool:
+    """Tell whether only one thread runs, as a begin wants it."""
+    return threading.active_count() == 1

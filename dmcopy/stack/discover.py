@@ -1,0 +1,193 @@
+"""What the source is, and which provider can fix a begin time on it.
+
+The order of the questions matters: what nobody uses needs no layer (*idle*); a plain dm
+device is *spliced*; everything else is refused with the reason and the way out.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from enum import StrEnum
+from os import stat as os_stat
+from typing import Final
+
+from dmcopy.core.table import Table
+from dmcopy.core.targets.snapshot import SnapshotOrigin
+from dmcopy.errors import Refused, UsageError
+from dmcopy.kernel.dm import Dm, DmInfo
+from dmcopy.kernel.sysfs import Sysfs
+from dmcopy.stack.names import owner
+from dmcopy.units import Bytes, Sectors, sectors_down
+
+# Targets without a state of their own: a second device with the same table is the same device.
+# A second instance of raid, thin, cache, integrity ... would fight the first over its metadata.
+_STATELESS: Final = frozenset(
+    {"linear", "striped", "unstriped", "zero", "error", "delay", "flakey", "dust"}
+)
+
+_OWNERS: Final = (
+    (
+        "LVM-",
+        "is an LVM logical volume in use, and LVM would undo a layer that it does not know",
+        "copy an LVM snapshot of it (lvcreate -s), or stop what uses it",
+    ),
+    (
+        "mpath-",
+        "is a multipath map in use, and multipathd reloads its table whenever a path changes",
+        "put a dm device over it that the application uses (dmsetup create NAME, linear), "
+        "or stop what uses it",
+    ),
+    (
+        "CRYPT-",
+        "is an encrypted device in use, and its table holds a key that cannot be moved",
+        "copy the device under it, which is encrypted too, or put a linear dm device over it "
+        "that the application uses",
+    ),
+)
+
+
+class Provider(StrEnum):
+    """How a begin time is fixed."""
+
+    SPLICE = "splice"
+    IDLE = "idle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The device to copy, as it was found."""
+
+    path: str  # as the user named it
+    devno: str
+    node: str  # a path in /dev that is sure to exist
+    length: Sectors
+    logical_block: Bytes
+    provider: Provider
+    why: str
+    dm_name: str | None
+    table: Table | None  # live table, where it is a dm device
+    mounts: tuple[str, ...]
+
+
+def discover(path: str, dm: Dm | None, sysfs: Sysfs, *, want_splice: bool = False) -> Source:
+    """Look at *path*; raises `UsageError` if it is no block device, `Refused` if it can't be
+    copied as of one instant.
+
+    *dm* is None on a kernel without device-mapper.  *want_splice*: the user asked for a COW
+    device, so a dm device is spliced even though nobody has it open now.
+    """
+    devno = _block_device(path, sysfs)
+    info, table = _dm_device(devno, dm)
+    mounts = tuple(sysfs.mounts_of(devno))
+    users = _users(devno, sysfs, info, mounts)
+
+    def source(provider: Provider, why: str) -> Source:
+        return Source(
+            path=path,
+            devno=devno,
+            node=sysfs.node(devno),
+            length=sectors_down(sysfs.size(devno)),
+            logical_block=sysfs.queue(devno).logical_block,
+            provider=provider,
+            why=why,
+            dm_name=info.name if info else None,
+            table=table,
+            mounts=mounts,
+        )
+
+    if sysfs.size(devno) == 0:
+        raise Refused(f"{path} has no sectors", way_out="check that it is the device you mean")
+    if info is not None and table is not None:
+        _refuse_ours(path, info, table, dm)
+        why_not = _why_no_splice(path, info, table)
+        if why_not is None and (users or want_splice):
+            return source(Provider.SPLICE, "a plain dm device" + (", in use" if users else ""))
+        if why_not is not None and (users or want_splice):
+            raise why_not
+    if users:
+        raise Refused(
+            f"{path} is in use ({users[0]}) and is not a dm device, so nothing can be put "
+            "under it while it is",
+            way_out="stop what uses it, or let the application use a dm device over it from "
+            f"the next mount on: dmsetup create NAME --table '0 {sectors_down(sysfs.size(devno))}"
+            f" linear {path} 0'",
+        )
+    return source(Provider.IDLE, "nobody has it open")
+
+
+def _block_device(path: str, sysfs: Sysfs) -> str:
+    try:
+        mode = os_stat(path).st_mode
+    except OSError as exc:
+        raise UsageError(f"source {path}: {exc.strerror}") from exc
+    if not stat.S_ISBLK(mode):
+        raise UsageError(f"source {path} is not a block device")
+    return sysfs.devno_of(path)
+
+
+def _dm_device(devno: str, dm: Dm | None) -> tuple[DmInfo | None, Table | None]:
+    if dm is None:
+        return None, None
+    for info in dm.devices():
+        if info.devno == devno:
+            return info, dm.table(info.name)
+    return None, None
+
+
+def _users(devno: str, sysfs: Sysfs, info: DmInfo | None, mounts: tuple[str, ...]) -> list[str]:
+    """Name who uses the device: in words for a person, the most telling first."""
+    users = [f"mounted on {mount}" for mount in mounts]
+    if sysfs.is_swap(devno):
+        users.append("swap")
+    users += [f"held by {sysfs.kname(holder)}" for holder in sorted(sysfs.holders(devno))]
+    for part in sorted(sysfs.partitions(devno)):
+        users += [f"partition {sysfs.kname(part)} {u}" for u in _users(part, sysfs, None, ())]
+        users += [f"partition mounted on {mount}" for mount in sysfs.mounts_of(part)]
+    users += [f"open in {name} (pid {pid})" for pid, name in sysfs.openers(devno)]
+    if info is not None and info.open_count and not users:
+        users.append("open")
+    return users
+
+
+def _refuse_ours(path: str, info: DmInfo, table: Table, dm: Dm | None) -> None:
+    mine = owner(info.uuid)
+    if mine is not None:
+        raise Refused(
+            f"{path} is the {mine.role} device of job {mine.job}",
+            way_out="copy the device that the application uses",
+        )
+    if info.suspended:
+        raise Refused(
+            f"{path} is suspended", way_out=f"see who holds it; dmsetup resume {info.name}"
+        )
+    for row in table.rows:
+        if not isinstance(row.target, SnapshotOrigin) or dm is None:
+            continue
+        for under in dm.devices():
+            job = owner(under.uuid)
+            if under.devno == row.target.device and job is not None:
+                raise Refused(
+                    f"{path} is being copied already, by job {job.job}",
+                    way_out=f"wait for it (dmcopy status {job.job}); if it died: "
+                    f"dmcopy rescue {job.job}",
+                )
+
+
+def _why_no_splice(path: str, info: DmInfo, table: Table) -> Refused | None:
+    for prefix, why, way_out in _OWNERS:
+        if info.uuid.startswith(prefix):
+            return Refused(f"{path} {why}", way_out=way_out)
+    odd = sorted(table.kinds() - _STATELESS)
+    if odd:
+        return Refused(
+            f"{path} has a target of kind {odd[0]}, which cannot be moved under a new layer",
+            way_out="put a linear dm device over it that the application uses, or stop what "
+            "uses it",
+        )
+    if info.read_only:
+        return Refused(
+            f"{path} is read-only, so a snapshot cannot be put under it",
+            way_out="nobody writes to it: copy the device under it",
+        )
+    return None

@@ -1,0 +1,155 @@
+"""Find what jobs left in the kernel and put it right, with nothing but the kernel to go by.
+
+Everything of ours has a dm uuid that names the job and the role, and the ``-source`` device
+*is* the origin's original table.  So a job can be taken apart without its journal: whichever
+device has a ``snapshot-origin`` over our source gets the source's table back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dmcopy.core.table import Table
+from dmcopy.core.targets.snapshot import SnapshotOrigin
+from dmcopy.errors import DmcopyError, DmFailed
+from dmcopy.kernel.dm import Dm, DmInfo
+from dmcopy.kernel.sysfs import Sysfs
+from dmcopy.stack.names import Role, owner
+from dmcopy.stack.plan import signals_deferred
+from dmcopy.stack.steps import remove_device, restore_origin
+
+log = logging.getLogger(__name__)
+
+# Top first: what is above must go before what it uses.
+_ORDER = (Role.GATE, Role.SNAP, Role.COW, Role.LEG, Role.SOURCE)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A device that still has, or is about to get, a table of ours."""
+
+    name: str
+    live: bool  # the live table is ours; else only the one in the inactive slot
+
+
+@dataclass
+class Remains:
+    """What the kernel holds of one job."""
+
+    job: str
+    devices: dict[Role, DmInfo] = field(default_factory=dict)
+    origins: list[Origin] = field(default_factory=list)
+    loops: list[tuple[str, str]] = field(default_factory=list)  # devno, backing file
+
+    def lines(self) -> list[str]:
+        """Say what is there, a line each."""
+        return [
+            *(
+                f"{origin.name} has "
+                + ("a snapshot-origin table of ours" if origin.live else "a table of ours loaded")
+                for origin in self.origins
+            ),
+            *(f"device {info.name}" for info in self.devices.values()),
+            *(f"loop device over {file}" for _, file in self.loops),
+        ]
+
+
+def find_remains(dm: Dm, sysfs: Sysfs) -> dict[str, Remains]:
+    """Look for devices of ours; gives what was found by job."""
+    found: dict[str, Remains] = {}
+    devices = dm.devices()
+    for info in devices:
+        mine = owner(info.uuid)
+        if mine is not None:
+            found.setdefault(mine.job, Remains(mine.job)).devices[mine.role] = info
+    for remains in found.values():
+        source = remains.devices.get(Role.SOURCE)
+        if source is not None:
+            remains.origins = _origins(dm, devices, source.devno)
+        cow = remains.devices.get(Role.COW)
+        if cow is not None:
+            remains.loops = _loops(sysfs, dm.deps(cow.name))
+    return found
+
+
+def _origins(dm: Dm, devices: Iterable[DmInfo], source: str) -> list[Origin]:
+    origins = []
+    for info in devices:
+        with suppress(DmFailed):  # it may have gone meanwhile
+            if _is_over(dm.table(info.name), source):
+                origins.append(Origin(info.name, True))
+            elif info.inactive and _is_over(dm.table(info.name, inactive=True), source):
+                origins.append(Origin(info.name, False))
+    return origins
+
+
+def _is_over(table: Table, source: str) -> bool:
+    return any(
+        isinstance(row.target, SnapshotOrigin) and row.target.device == source for row in table.rows
+    )
+
+
+def _loops(sysfs: Sysfs, devnos: Iterable[str]) -> list[tuple[str, str]]:
+    files = ((devno, sysfs.loop_backing_file(devno)) for devno in devnos)
+    return [(devno, file.removesuffix(" (deleted)")) for devno, file in files if file]
+
+
+def take_apart(dm: Dm, remains: Remains) -> tuple[list[str], list[str]]:
+    """Undo everything that *remains* of a job; gives what was done, and what was left.
+
+    Goes on after a failure.  An origin comes first: its writes matter more than our devices.
+    Signals wait until it is over.
+    """
+    done: list[str] = []
+    left: list[str] = []
+    with signals_deferred():
+        for origin in remains.origins:
+            try:
+                done += _release_origin(dm, origin, remains)
+            except DmcopyError as exc:
+                left.append(str(exc))
+        for role in _ORDER:
+            info = remains.devices.get(role)
+            if info is None:
+                continue
+            try:
+                if info.suspended:
+                    dm.resume(info.name, lockfs=False)
+                remove_device(dm, info.name, info.uuid)
+                done.append(f"removed {info.name}")
+            except DmcopyError as exc:
+                left.append(str(exc))
+    return done, left
+
+
+def _release_origin(dm: Dm, origin: Origin, remains: Remains) -> list[str]:
+    info = dm.info(origin.name)
+    if info is None:
+        return []
+    if not origin.live:
+        dm.clear(origin.name)
+        if info.suspended:
+            dm.resume(origin.name, lockfs=False)
+        return [f"dropped the loaded table of {origin.name}"]
+    original = dm.table(remains.devices[Role.SOURCE].name)
+    restore_origin(dm, origin.name, original, dm.table(origin.name))
+    return [f"gave {origin.name} its table back"]
+
+
+def remove_files(files: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Remove COW files and unfinished images; gives what was done, and what was left."""
+    done: list[str] = []
+    left: list[str] = []
+    for file in files:
+        try:
+            Path(file).unlink()
+            done.append(f"removed {file}")
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            left.append(f"cannot remove {file}: {exc.strerror}")
+    return done, left

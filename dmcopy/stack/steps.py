@@ -1,0 +1,247 @@
+"""The single changes that a begin is made of; each asks the kernel before it undoes.
+
+Kernel facts: drivers/md/dm-snap.c, drivers/md/dm-snap-persistent.c, drivers/md/dm-ioctl.c.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from dmcopy.core.table import Table
+from dmcopy.errors import DmBusy, DmcopyError, DmFailed
+from dmcopy.kernel.blkdev import BlockDevice, syncfs
+from dmcopy.kernel.dm import Dm
+from dmcopy.kernel.loop import LoopDevice
+from dmcopy.kernel.sysfs import Sysfs
+from dmcopy.stack.plan import Step
+from dmcopy.units import Bytes, Sectors, to_bytes
+
+_BUSY_SECONDS: Final = 10.0
+_BUSY_PAUSE_SECONDS: Final = 0.05
+
+
+def remove_device(dm: Dm, name: str, uuid: str) -> None:
+    """Remove *name* if it is there and has our *uuid*; waits a while for others to close it.
+
+    udev and blkid may have a new device open for a moment, and a killed worker's
+    descriptors close only when its last I/O has ended.  Raises `DmBusy` after 10 s.
+    """
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while (info := dm.info(name)) is not None and info.uuid == uuid:
+        try:
+            dm.remove(name)
+        except DmBusy:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_BUSY_PAUSE_SECONDS)
+
+
+class CreateDevice(Step):
+    """Create one dm device of ours with a table that may depend on earlier steps."""
+
+    def __init__(self, dm: Dm, name: str, uuid: str, table: Callable[[], Table]) -> None:
+        self._dm = dm
+        self.name = name
+        self.uuid = uuid
+        self._table = table
+
+    def __str__(self) -> str:
+        return f"create {self.name}"
+
+    def lines(self) -> Sequence[str]:
+        argv = shlex.join(["dmsetup", "create", self.name, "--uuid", self.uuid])
+        return (f"{argv} --table {shlex.quote(str(self._table()))}",)
+
+    def do(self) -> None:
+        self._dm.create(self.name, self.uuid, self._table())
+
+    def undo(self) -> None:
+        remove_device(self._dm, self.name, self.uuid)
+
+    def devno(self) -> str:
+        """Give "major:minor" of the device once it exists, else its path for a dry run."""
+        info = self._dm.info(self.name)
+        if info is not None and info.uuid == self.uuid:
+            return info.devno
+        return f"/dev/mapper/{self.name}"
+
+
+class CowFile(Step):
+    """A preallocated file: writes to it can never meet a full file system."""
+
+    def __init__(self, path: Path, size: Bytes) -> None:
+        self.path = path
+        self._size = size
+
+    def __str__(self) -> str:
+        return f"allocate COW file {self.path}"
+
+    def lines(self) -> Sequence[str]:
+        return (f"fallocate --length {self._size} {shlex.quote(str(self.path))}",)
+
+    def do(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(self.path, flags, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, self._size)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            raise DmcopyError(
+                f"cannot allocate {self._size} bytes for COW file {self.path}: {exc.strerror}"
+            ) from exc
+
+    def undo(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class AttachLoop(Step):
+    """A loop device over the COW file, which goes by itself when nobody has it open."""
+
+    def __init__(self, path: Path, sysfs: Sysfs) -> None:
+        self._path = path
+        self._sysfs = sysfs
+        self._loop: LoopDevice | None = None
+
+    def __str__(self) -> str:
+        return f"attach a loop device to {self._path}"
+
+    def lines(self) -> Sequence[str]:
+        return (f"losetup --find --show --direct-io=on {shlex.quote(str(self._path))}",)
+
+    def do(self) -> None:
+        self._loop = LoopDevice.attach(str(self._path))
+
+    def undo(self) -> None:
+        if self._loop is not None:
+            self._loop.detach()
+            self._loop = None
+
+    def devno(self) -> str:
+        """Give "major:minor" of the loop device, a placeholder for a dry run."""
+        return self._loop.devno if self._loop is not None else "/dev/loopN"
+
+
+class WipeHead(Step):
+    """Zero and sync the first chunks of the COW device: a stale store must not come alive.
+
+    The kernel takes a device with our magic in chunk 0 for an existing exception store
+    (dm-snap-persistent.c:read_header), and writes a new header and area 0 without a flush.
+    """
+
+    def __init__(self, path: Callable[[], str], length: Bytes) -> None:
+        self._path = path
+        self._length = length
+
+    def __str__(self) -> str:
+        return "wipe the head of the COW device"
+
+    def lines(self) -> Sequence[str]:
+        return (
+            f"dd if=/dev/zero of={self._path()} bs={self._length} count=1 "
+            "oflag=direct conv=fsync,notrunc",
+        )
+
+    def do(self) -> None:
+        with BlockDevice.open(self._path(), write=True) as device:
+            device.zero(Bytes(0), self._length)
+            device.flush()
+
+    def undo(self) -> None:
+        """Nothing: there was nothing of worth, or we would not have been let in."""
+
+
+class SyncFileSystems(Step):
+    """Flush dirty data now, so that the freeze in the critical part is short."""
+
+    def __init__(self, mounts: Sequence[str]) -> None:
+        self._mounts = tuple(mounts)
+
+    def __str__(self) -> str:
+        return f"sync {' '.join(self._mounts)}"
+
+    def lines(self) -> Sequence[str]:
+        return (shlex.join(["sync", "--file-system", *self._mounts]),)
+
+    def do(self) -> None:
+        for mount in self._mounts:
+            syncfs(mount)
+
+    def undo(self) -> None:
+        """Nothing to undo."""
+
+
+class LoadOrigin(Step):
+    """Load the new table into the inactive slot of the live origin."""
+
+    def __init__(self, dm: Dm, name: str, table: Callable[[], Table]) -> None:
+        self._dm = dm
+        self._name = name
+        self._table = table
+
+    def __str__(self) -> str:
+        return f"load the new table of {self._name}"
+
+    def lines(self) -> Sequence[str]:
+        return (
+            f"dmsetup load {shlex.quote(self._name)} --table {shlex.quote(str(self._table()))}",
+        )
+
+    def do(self) -> None:
+        self._dm.load(self._name, self._table())
+
+    def undo(self) -> None:
+        info = self._dm.info(self._name)
+        if info is not None and info.inactive and self._is_ours():
+            self._dm.clear(self._name)
+
+    def _is_ours(self) -> bool:
+        return self._dm.table(self._name, inactive=True) == self._table()
+
+
+def restore_origin(dm: Dm, name: str, original: Table, ours: Table) -> float | None:
+    """Give the origin its *original* table back if *ours* is live; seconds of the hold.
+
+    Gives None when our table is not live: then nothing is done but to resume a suspended
+    device.  Without lockfs: nothing needs a clean file system now, and a freeze could wait.
+    Raises `DmFailed`, and `DmcopyError` when the table afterwards is not the original.
+    """
+    if dm.table(name) != ours:
+        info = dm.info(name)
+        if info is not None and info.suspended:
+            dm.resume(name, lockfs=False)
+        return None
+    dm.load(name, original)
+    try:
+        start = time.monotonic()
+        dm.resume(name, lockfs=False, flush=False)
+        held = time.monotonic() - start
+    except DmFailed:
+        dm.clear(name)
+        raise
+    now = dm.table(name)
+    if now != original:
+        raise DmcopyError(f"the table of {name} is not what it was: '{now}', was '{original}'")
+    return held
+
+
+def cow_path(sysfs: Sysfs, device: CreateDevice) -> Callable[[], str]:
+    """Give a function that names the /dev path of *device* once it exists."""
+
+    def path() -> str:
+        devno = device.devno()
+        return devno if devno.startswith("/") else sysfs.node(devno)
+
+    return path
+
+
+def head_length(chunk: Sectors) -> Bytes:
+    """Give how much of a COW device is wiped: the header's chunk and the first area."""
+    return to_bytes(Sectors(2 * chunk))
