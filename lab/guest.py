@@ -147,7 +147,9 @@ def venv() -> Path:
     return Path(sys.prefix) if sys.prefix != sys.base_prefix else CHECKOUT / ".venv"
 
 
-def environment(engine: str, disks: Sequence[str], artefacts: Path, *, udev: bool) -> dict[str, str]:
+def environment(
+    engine: str, disks: Sequence[str], artefacts: Path, *, udev: bool
+) -> dict[str, str]:
     """Give the environment of the command in the guest."""
     env = {
         "PATH": f"{venv()}/bin:{_PATH}",
@@ -162,7 +164,9 @@ def environment(engine: str, disks: Sequence[str], artefacts: Path, *, udev: boo
         "LAB_DISKS": " ".join(disks),
     }
     if not udev:
-        env["DM_DISABLE_UDEV"] = "1"  # else libdevmapper leaves the nodes to a udev that is not there
+        env["DM_DISABLE_UDEV"] = (
+            "1"  # else libdevmapper leaves the nodes to a udev that is not there
+        )
     return env
 
 
@@ -221,7 +225,9 @@ def _runs_dir(engine: str) -> Path:
 def _job_dir() -> Path:
     """Make the job's directory, in memory where possible: the guest syncs each write to it."""
     shm = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="dmcopy-lab-", dir=shm if os.access(shm, os.W_OK) else None))
+    return Path(
+        tempfile.mkdtemp(prefix="dmcopy-lab-", dir=shm if os.access(shm, os.W_OK) else None)
+    )
 
 
 def run(
@@ -278,7 +284,9 @@ def run(
         job.console.touch()
 
         launch = chosen.launch(job, stack)
-        ended = follow.supervise(launch, job, timeout=timeout - (time.monotonic() - started), quiet=quiet)
+        ended = follow.supervise(
+            launch, job, timeout=timeout - (time.monotonic() - started), quiet=quiet
+        )
         if ended is None:
             status, why = TIME_LIMIT, f"ended at the time limit of {timeout:.0f} s"
         elif launch.direct:

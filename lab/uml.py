@@ -40,7 +40,18 @@ def xstate_library() -> Path:
     if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
         new = library.with_suffix(f".{os.getpid()}")
         subprocess.run(
-            ["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(new), str(source), "-ldl"],
+            [
+                "gcc",
+                "-O2",
+                "-Wall",
+                "-Werror",
+                "-shared",
+                "-fPIC",
+                "-o",
+                str(new),
+                str(source),
+                "-ldl",
+            ],
             check=True,
         )
         new.rename(library)
@@ -69,7 +80,11 @@ class Uml:
     def missing(self) -> list[str]:
         """Name the Debian packages that are not there."""
         path = "/usr/sbin:/sbin:" + os.environ.get("PATH", "/usr/bin:/bin")
-        need = [package for program, package in _PROGRAMS.items() if not shutil.which(program, path=path)]
+        need = [
+            package
+            for program, package in _PROGRAMS.items()
+            if not shutil.which(program, path=path)
+        ]
         if needs_xstate() and not shutil.which("gcc"):
             need.append("gcc")
         return need
