@@ -1,0 +1,138 @@
+"""`Commander` with a launcher that only remembers; `Process` with real helpers."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from dmcopy.errors import CommandFailed, ProgramMissing
+from dmcopy.kernel.command import Commander, Completed, search_path, start_process
+
+
+class Launches:
+    """A launcher that starts nothing and answers *answer*."""
+
+    def __init__(self, status: int = 0, *, stderr: str = "", timed_out: bool = False) -> None:
+        self.seen: list[tuple[tuple[str, ...], str | None, float]] = []
+        self._answer = (status, stderr, timed_out)
+
+    def __call__(self, argv: Sequence[str], stdin: str | None, timeout: float) -> Completed:
+        self.seen.append((tuple(argv), stdin, timeout))
+        status, stderr, timed_out = self._answer
+        return Completed(tuple(argv), status, "out", stderr, 0.01, timed_out)
+
+
+def test_arguments_input_and_limit_reach_the_launcher() -> None:
+    launches = Launches()
+    completed = Commander(launches).run("dmsetup", "table", "--", "x", stdin="text", timeout=3)
+    assert launches.seen == [(("dmsetup", "table", "--", "x"), "text", 3)]
+    assert completed.stdout == "out"
+
+
+def test_unaccepted_status_raises_with_what_the_tool_said() -> None:
+    run = Commander(Launches(5, stderr="first\nDevice x not found\n"))
+    with pytest.raises(CommandFailed, match="dmsetup returned 5: Device x not found") as caught:
+        run.run("dmsetup", "table", "x")
+    assert caught.value.argv == ("dmsetup", "table", "x")
+    assert caught.value.stderr == "first\nDevice x not found\n"
+
+
+def test_accepted_status_is_given() -> None:
+    assert Commander(Launches(5)).run("lvs", ok=(0, 5)).status == 5
+
+
+def test_time_limit_raises_without_a_status() -> None:
+    with pytest.raises(CommandFailed, match="sleep timed out") as caught:
+        Commander(Launches(-9, timed_out=True)).run("sleep", "9", ok=(0, -9))
+    assert caught.value.status is None
+
+
+def test_none_as_an_argument_is_refused() -> None:
+    launches = Launches()
+    with pytest.raises(TypeError, match="argument None of lvs"):
+        Commander(launches).run("lvs", None)  # type: ignore[arg-type]  # what is tested
+    assert launches.seen == []
+
+
+def test_dry_run_leaves_out_what_changes_something(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    launches = Launches()
+    run = Commander(launches, dry_run=True)
+    assert run.run("dmsetup", "remove", "a b").status == 0
+    run.run("dmsetup", "info", changes=False)
+    assert [argv for argv, _, _ in launches.seen] == [("dmsetup", "info")]
+    assert "dmsetup remove 'a b'" in caplog.text
+
+
+def test_last_sixteen_are_remembered_failures_too() -> None:
+    run = Commander(Launches(1, stderr="no"))
+    for number in range(20):
+        with pytest.raises(CommandFailed):
+            run.run("x", str(number))
+    assert [done.argv[1] for done in run.recent] == [str(n) for n in range(4, 20)]
+    assert run.recent[-1].stderr == "no"
+
+
+def test_log_line_can_be_pasted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    Commander(Launches()).run("echo", "a b", "$x")
+    assert "run: echo 'a b' '$x'" in caplog.text
+
+
+def test_search_path_keeps_the_users_order_and_adds_sbin() -> None:
+    path = search_path({"PATH": "/opt/bin:/usr/bin"}).split(":")
+    assert path[:2] == ["/opt/bin", "/usr/bin"]
+    assert "/usr/sbin" in path
+    assert len(path) == len(set(path))
+
+
+def test_helper_talks_over_pipes_and_ends_when_its_stdin_closes() -> None:
+    code = (
+        "import sys\nfor line in sys.stdin.buffer: print(line.decode().upper(), end='', flush=True)"
+    )
+    process = start_process([sys.executable, "-c", code])
+    try:
+        process.stdin.write(b"hello\n")
+        process.stdin.flush()
+        assert process.stdout.read1(100) == b"HELLO\n"
+        assert process.poll() is None
+        assert process.wait(timeout=0.05) is None
+        process.stdin.close()
+        assert process.wait(timeout=10) == 0
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+        process.stdout.close()
+
+
+def test_helper_is_killed_with_what_it_started() -> None:
+    sleep = "import subprocess; p = subprocess.Popen(['sleep', '300'])"
+    code = f"{sleep}; print(p.pid, flush=True); p.wait()"
+    process = start_process([sys.executable, "-c", code])
+    child = int(process.stdout.readline())
+    process.kill()
+    assert process.wait(timeout=10) == -9
+    process.kill()  # once more does nothing
+    process.stdin.close()
+    process.stdout.close()
+    end = time.monotonic() + 5
+    while _runs(child) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not _runs(child)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_missing_helper_says_so() -> None:
+    with pytest.raises(ProgramMissing):
+        start_process(["dmcopy-no-such-program"])
