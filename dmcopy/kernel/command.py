@@ -160,7 +160,7 @@ def launch_subprocess(argv: Sequence[str], stdin: str | None, timeout: float) ->
     timed_out = False
     environment = program_environment()
     try:
-        process = subprocess.Popen(  # noqa: S603  (an argv list, no shell)
+        process = subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -275,7 +275,7 @@ def start_process(argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> Proce
     """Start a helper in a session of its own: Ctrl-C in the terminal reaches only us."""
     log.debug("start: %s", shlex.join(argv))
     try:
-        popen = subprocess.Popen(  # noqa: S603  (an argv list, no shell)
+        popen = subprocess.Popen(
             list(argv),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
