@@ -1,0 +1,1 @@
+"""Moves the blocks: what runs in the worker process, which never forks."""
