@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import pyudev  # type: ignore[import-untyped]  # has no annotations
+import pyudev
 
 _POLL: Final = 0.01  # seconds
 
