@@ -190,7 +190,7 @@ def splice(
     cow_device = device(Role.COW, lambda: Table.of(Linear(cow.length, cow_devno(), Sectors(0))))
     snapshot = device(
         Role.SNAP,
-        lambda: Table.of(Snapshot(length, under.devno(), cow_device.devno(), chunk, "P")),
+        lambda: Table.of(Snapshot(length, under.devno(), cow_device.devno(), chunk)),
     )
 
     def ours() -> Table:
