@@ -110,7 +110,7 @@ class Dmsetup:
         how = () if flush else ("--noflush",)
         text = self._ask(verb, name, "status", *how, "--", check_name(verb, name)).stdout
         found = []
-        for line in text.splitlines():
+        for line in filter(None, text.splitlines()):  # an empty line: no live table
             start, length, kind, *rest = line.split(" ", 3)
             found.append(DmStatus(int(start), int(length), kind, "".join(rest).rstrip()))
         return found
