@@ -172,6 +172,7 @@ def _show(planned: Planned, *, as_json: bool) -> None:
         lines.append(f"# COW device: {planned.cow}, {format_size(planned.cow_bytes)}")
     lines += [
         *planned.steps,
-        f"# copy in segments of {format_size(planned.segment_bytes)}, then undo the above, last first",
+        f"# copy in segments of {format_size(planned.segment_bytes)}",
+        "# undo all of the above, last first",
     ]
     print("\n".join(lines))

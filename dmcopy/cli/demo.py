@@ -160,7 +160,6 @@ class _Demo:
         legs = [self._loop(name, Bytes(self._size + 4 * MIB)) for name in ("disk-a", "disk-b")]
         self._host.run.run("modprobe", "--quiet", "raid1", ok=(0, 1))
         array = _free_md()
-        # fmt: skip
         self._tool(
             "mdadm",
             "--create",

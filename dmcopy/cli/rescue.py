@@ -47,13 +47,13 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         result = rescue(view, host)
         _show(result, as_json=arguments.json)
         left += result.left
-    done, kept = open_cookies(host.places).destroy_leftover()
-    for line in done:
+    cookies = open_cookies(host.places).destroy_leftover()
+    for cookie in cookies:
         if not arguments.json:
-            print(line)
-    _nothing([*dead, *done], as_json=arguments.json)
-    if left or kept:
-        raise LeftBehind([*left, *kept], job=arguments.job)
+            print(f"destroyed udev cookie {cookie.key:#x} of process {cookie.pid}")
+    _nothing([*dead, *cookies], as_json=arguments.json)
+    if left:
+        raise LeftBehind(left, job=arguments.job)
     return 0
 
 

@@ -7,7 +7,7 @@ but for ``begin_time`` (UTC, with nanoseconds).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
@@ -128,17 +128,3 @@ class Ended(Event):
 
 
 Observer = Callable[[Event], None]
-
-
-def from_json(data: Mapping[str, object]) -> Event:
-    """Read an event back; the inverse of `Event.as_json`.
-
-    Raises ValueError for an event that is not known.  Unknown fields are an error too:
-    we only read what this version wrote.
-    """
-    fields = dict(data)
-    name = fields.pop("event", None)
-    for kind in (Planned, Begun, Hold, Progress, Warned, Verified, Ended):
-        if kind.event == name:
-            return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-    raise ValueError(f"event '{name}' is not known")

@@ -140,7 +140,7 @@ class Copier:
         self._progress = progress
         self._clock = clock
         self._told = clock()
-        self._pipeline = Pipeline(pool, stop or Stop())
+        self._pipeline = Pipeline(pool, stop if stop is not None else Stop())
         # read and from_cow belong to the reading thread, the others to the writing one
         self._from_cow: dict[Sectors, Bytes] = {}
         self._done = self._cow = self._zero = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 from dmcopy.core.exception_store import Cursor, Header
@@ -109,13 +109,29 @@ class CowView:
         """Overwrite in *data* what was saved; adjacent COW chunks come with one read."""
         patched = 0
         for run in self._map.runs(at):
-            offset = to_bytes(chunk_start(run.new, self._chunk))
-            if run.pieces[-1].size % self._block == 0:
-                self._scatter([_part(data, at, piece) for piece in run.pieces], offset)
-            else:
-                self._scatter_with_bounce(run, at, data, offset)
-            patched += sum(piece.size for piece in run.pieces)
+            for offset, pieces in self._reads(run):
+                if pieces[-1].size % self._block == 0:
+                    self._scatter([_part(data, at, piece) for piece in pieces], offset)
+                else:
+                    self._scatter_with_bounce(pieces, at, data, offset)
+                patched += sum(piece.size for piece in pieces)
         return Bytes(patched)
+
+    def _reads(self, run: Run) -> Iterator[tuple[Bytes, list[Extent]]]:
+        """Cut *run* behind the last chunk of the source, which may be incomplete.
+
+        What lies behind it on the COW device does not adjoin what the source has of it.
+        """
+        chunk = to_bytes(self._chunk)
+        offset, size, pieces = to_bytes(chunk_start(run.new, self._chunk)), 0, list[Extent]()
+        for piece in run.pieces:
+            pieces.append(piece)
+            size += piece.size
+            if size % chunk:
+                yield offset, pieces
+                offset, size, pieces = Bytes(offset + size + chunk - size % chunk), 0, []
+        if pieces:
+            yield offset, pieces
 
     def _scatter(self, views: list[memoryview], offset: Bytes) -> None:
         """Fill *views*, one behind the other, from *offset*; a short read is continued."""
@@ -135,23 +151,24 @@ class CowView:
             if got:
                 views[0] = views[0][got:]
 
-    def _scatter_with_bounce(self, run: Run, at: Extent, data: memoryview, offset: Bytes) -> None:
-        """Fill the pieces of *run* where the last one is no multiple of the COW's block.
+    def _scatter_with_bounce(
+        self, pieces: list[Extent], at: Extent, data: memoryview, offset: Bytes
+    ) -> None:
+        """Fill *pieces* where the last one is no multiple of the COW device's block.
 
         That is the last chunk of a source whose length is not: the kernel saved only what
         the source has of it, in a whole chunk.
         """
-        *whole, last = run.pieces
+        *whole, last = pieces
         if whole:
             self._scatter([_part(data, at, piece) for piece in whole], offset)
-        behind = sum(piece.size for piece in whole)
-        done = 0
-        while done < last.size:
-            size = min(to_bytes(self._chunk), Bytes(last.size - done))
+        position = offset + sum(piece.size for piece in whole)
+        view = _part(data, at, last)
+        for start in range(0, last.size, to_bytes(self._chunk)):
+            size = min(to_bytes(self._chunk), last.size - start)
             rounded = -(-size // self._block) * self._block
-            self._read(self._area[:rounded], Bytes(offset + behind + done))
-            _part(data, at, last)[done : done + size] = self._area[:size]
-            done += size
+            self._read(self._area[:rounded], Bytes(position + start))
+            view[start : start + size] = self._area[:size]
 
     def _check_header(self) -> None:
         self._read(self._area[: self._block], Bytes(0))

@@ -25,8 +25,9 @@ class Stop:
         # a plain attribute: an Event takes a lock, which a signal handler must not
         self.why = ""
 
-    def __bool__(self) -> bool:
-        """Tell whether to stop."""
+    @property
+    def is_set(self) -> bool:
+        """Whether to stop."""
         return self.why != ""
 
     def set(self, why: str) -> None:
@@ -35,7 +36,7 @@ class Stop:
 
     def check(self) -> None:
         """Raise `Interrupted` when asked to stop."""
-        if self:
+        if self.is_set:
             raise Interrupted(self.why)
 
 
@@ -103,7 +104,7 @@ class Pipeline:
     @property
     def is_over(self) -> bool:
         """Whether what is still on its way shall be dropped."""
-        return self._error is not None or bool(self._stop)
+        return self._error is not None or self._stop.is_set
 
     def fail(self, error: BaseException, at: Extent | None) -> None:
         """Note *error*, unless there was one before."""

@@ -42,7 +42,7 @@ class Verifier:
         self._progress = progress
         self._clock = clock
         self._told = clock()
-        self._pipeline = Pipeline(pool, stop or Stop())
+        self._pipeline = Pipeline(pool, stop if stop is not None else Stop())
         self._done = 0
 
     @property

@@ -140,14 +140,15 @@ class Journal:
     def move(self, name: str, to: State) -> None:
         """Record the job's next state; raises AssertionError for a move that is not allowed."""
         now = self.state(name)
-        assert now is not None and to in MOVES[now], f"job {name} cannot go from {now} to {to}"
+        assert now is not None, f"there is no job {name}"
+        assert to in MOVES[now], f"job {name} cannot go from {now} to {to}"
         self._write("UPDATE job SET state=?, changed=? WHERE name=?", to, time.time(), name)
 
     def note(self, name: str, column: str, event: Mapping[str, Any]) -> None:  # Any: JSON
         """Keep an event: *column* is begun, progress or ended."""
         assert column in ("begun", "progress", "ended")
         self._write(
-            f"UPDATE job SET {column}=?, changed=? WHERE name=?",
+            f"UPDATE job SET {column}=?, changed=? WHERE name=?",  # noqa: S608 (checked above)
             json.dumps(event),
             time.time(),
             name,

@@ -16,10 +16,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, TypeAlias
 
-from dmcopy.kernel.command import Process, start_process
-
 from dmcopy import errors
 from dmcopy.errors import DmcopyError
+from dmcopy.kernel.command import Process, start_process
 
 Message: TypeAlias = Mapping[str, Any]  # Any: JSON
 

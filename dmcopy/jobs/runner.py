@@ -12,10 +12,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dmcopy.core.forecast import FillForecast
-from dmcopy.kernel.command import Commander
-
 from dmcopy.core import events, geometry
+from dmcopy.core.forecast import FillForecast
 from dmcopy.destinations import parse as parse_destination
 from dmcopy.destinations.base import Can, Destination, Surroundings
 from dmcopy.destinations.block import BlockDestination
@@ -25,6 +23,7 @@ from dmcopy.jobs.link import Message, WorkerLink
 from dmcopy.jobs.lock import JobLock
 from dmcopy.jobs.spec import CopySpec, Places
 from dmcopy.jobs.state import State
+from dmcopy.kernel.command import Commander
 from dmcopy.kernel.dm import Dm
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.begin import Claim, Instant, Spliced, splice
@@ -65,7 +64,8 @@ class Prepared:
     def instant(self) -> Instant:
         """The begin time, once the plan has run."""
         step = self.spliced.splice if self.spliced else self.claim
-        assert step is not None and step.instant is not None
+        assert step is not None
+        assert step.instant is not None
         return step.instant
 
     def planned(self) -> events.Planned:

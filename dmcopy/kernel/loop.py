@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import struct
 from types import TracebackType
@@ -80,11 +81,11 @@ class LoopDevice:
     ) -> Self:
         """Set up a free loop device over the file *path*, with 512-byte blocks.
 
-        *direct* asks for direct I/O to the file, which the kernel grants only where the
-        file system can (``loop/dio`` in sysfs tells).  Raises OSError.
+        *direct* asks for direct I/O to the file, where its file system can
+        (``loop/dio`` in sysfs tells).  Raises OSError.
         """
         access = os.O_RDONLY if read_only else os.O_RDWR
-        flags = LO_FLAGS_DIRECT_IO if direct else 0
+        flags = LO_FLAGS_DIRECT_IO if direct and _takes_direct_io(path) else 0
         flags |= LO_FLAGS_AUTOCLEAR if autoclear else 0
         flags |= LO_FLAGS_READ_ONLY if read_only else 0
         info = _info(path, flags)
@@ -164,6 +165,27 @@ def _free_number(dev: str) -> int:
 def _info(path: str, flags: int) -> bytes:
     name = os.fsencode(os.path.abspath(path))[: LO_NAME_SIZE - 1]
     return _INFO64.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, name, b"", b"", 0, 0)
+
+
+def _takes_direct_io(path: str) -> bool:
+    """Tell whether the file can really be read with O_DIRECT.
+
+    The kernel asks only whether the file system has the method, and overlayfs always does
+    (drivers/block/loop.c:__loop_update_dio, fs/overlayfs/file.c): over tmpfs every write
+    to the loop device would then fail with EIO.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        with mmap.mmap(-1, mmap.PAGESIZE) as page:
+            os.preadv(fd, [page], 0)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def _configure(fd: int, backing: int, info: bytes) -> None:

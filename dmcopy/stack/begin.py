@@ -180,7 +180,8 @@ def splice(
     out again and gives the origin the table that it has now.
     """
     name, original, length = source.dm_name, source.table, source.length
-    assert name is not None and original is not None
+    assert name is not None
+    assert original is not None
 
     def device(role: Role, table: Callable[[], Table]) -> CreateDevice:
         return CreateDevice(dm, device_name(job, role), device_uuid(job, role), table)

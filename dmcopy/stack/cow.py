@@ -12,10 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dmcopy.core.geometry import never_overflow_bytes
+from dmcopy.core.geometry import never_overflow
 from dmcopy.errors import Refused, UsageError
 from dmcopy.kernel.sysfs import Sysfs
-from dmcopy.units import MIB, Bytes, Sectors, format_size, parse_size, round_down, sectors_down
+from dmcopy.units import (
+    MIB,
+    Bytes,
+    Sectors,
+    format_size,
+    parse_size,
+    round_down,
+    sectors_down,
+    to_bytes,
+)
 
 _FREE_SHARE: Final = 2  # auto takes at most one half of what is free
 _SMALLEST: Final = Bytes(1 * MIB)
@@ -118,10 +127,10 @@ def plan_cow(
     if spec.file and os.path.lexists(path):
         raise Refused(f"COW file {path} exists", way_out="name one that does not, or remove it")
     free = _free(path, source, sysfs)
-    enough = never_overflow_bytes(length, chunk)
+    enough = to_bytes(never_overflow(length, chunk))
     size = spec.size if spec.size is not None else min(enough, Bytes(free // _FREE_SHARE))
-    size = Bytes(round_down(sectors_down(size), chunk) * 512)
-    if size < max(_SMALLEST, Bytes(8 * chunk * 512)):
+    size = to_bytes(round_down(sectors_down(size), chunk))
+    if size < max(_SMALLEST, to_bytes(Sectors(8 * chunk))):
         raise Refused(
             f"{format_size(size)} is too small for a COW device in {path.parent}",
             way_out="give a place with more room: --cow FILE:SIZE or --cow DEVICE",
