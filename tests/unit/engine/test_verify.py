@@ -1,0 +1,58 @@
+"""Reading back, with a fake destination."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from dmcopy.core.extent import Extent
+from dmcopy.engine.buffers import BufferPool
+from dmcopy.engine.pipeline import Stop
+from dmcopy.engine.verify import Verifier
+from dmcopy.errors import DestinationFailed, Interrupted, VerifyFailed
+from dmcopy.units import Sectors, to_bytes
+from tests.unit.engine.fakes import SEGMENT, FakeSession, content, digest_of, segments
+
+LENGTH = 16 * 6 + 5
+
+
+def verifier(session: FakeSession, pool: BufferPool, stop: Stop | None = None) -> Verifier:
+    return Verifier(session, pool, hashlib.sha256(), stop=stop)
+
+
+@pytest.fixture
+def session() -> FakeSession:
+    session = FakeSession(LENGTH)
+    session.data = content(LENGTH)
+    return session
+
+
+def test_same_content_gives_its_digest(session: FakeSession) -> None:
+    expected = digest_of(session.data)
+    with BufferPool(2, to_bytes(SEGMENT)) as pool:
+        assert verifier(session, pool).verify(segments(LENGTH), expected) == expected
+        assert pool.free == 2
+
+
+def test_one_changed_byte_is_found(session: FakeSession) -> None:
+    expected = digest_of(session.data)
+    session.data[-1] ^= 1
+    with BufferPool(2, to_bytes(SEGMENT)) as pool, pytest.raises(VerifyFailed, match=expected):
+        verifier(session, pool).verify(segments(LENGTH), expected)
+
+
+def test_segment_that_cannot_be_read_back_is_named(session: FakeSession) -> None:
+    session.fails_at, session.error = Sectors(32), DestinationFailed("cannot read back")
+    with BufferPool(2, to_bytes(SEGMENT)) as pool:
+        one = verifier(session, pool)
+        with pytest.raises(DestinationFailed):
+            one.verify(segments(LENGTH), "")
+        assert one.failed_at == Extent(Sectors(32), SEGMENT)
+
+
+def test_stop_ends_it(session: FakeSession) -> None:
+    stop = Stop()
+    stop.set("stopped")
+    with BufferPool(2, to_bytes(SEGMENT)) as pool, pytest.raises(Interrupted):
+        verifier(session, pool, stop).verify(segments(LENGTH), "")
