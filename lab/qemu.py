@@ -135,7 +135,7 @@ class Qemu:
             options += ["-cpu", "qemu64"]
         argv += [
             "--cpus", str(_CPUS), "--memory", f"{job.memory >> 20}M",
-            "--append", "console=ttyS1", "--append", "panic=-1",
+            "--append", "console=ttyS1", "--append", "panic=-1", "--append", "mitigations=off",
             f"--qemu-opts={shlex.join(options)}",
             "--", f"sh {shlex.quote(str(_HERE / 'init-qemu.sh'))}",
         ]  # fmt: skip
