@@ -12,7 +12,7 @@ Kernel: include/uapi/linux/dm-ioctl.h, drivers/md/dm-ioctl.c.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple, Protocol
 
@@ -85,6 +85,14 @@ class Dm(Protocol):
 
         One ioctl: no user code runs while I/O is held.  *lockfs* freezes a file system
         that is mounted directly on the device, *flush* False lets targets requeue.
+        """
+
+    def prepare_resume(
+        self, name: str, *, lockfs: bool = True, flush: bool = True
+    ) -> Callable[[], object]:
+        """Make a `resume` ready, so that calling it does nothing else; waits for no udev.
+
+        Raises `DmMissing` now when there is no such device.
         """
 
     def remove(self, name: str, *, deferred: bool = False) -> None:

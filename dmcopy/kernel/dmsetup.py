@@ -15,6 +15,8 @@ import logging
 import os
 import re
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from dmcopy.core.table import Table
@@ -211,6 +213,14 @@ class Dmsetup:
         foreign = info is not None and not info.uuid.startswith(OURS)
         options = ("--noudevsync", "--readahead", "none") if foreign else ()
         self._change("resume", name, "resume", *_hold_options(lockfs, flush), *options, "--", name)
+
+    def prepare_resume(
+        self, name: str, *, lockfs: bool = True, flush: bool = True
+    ) -> Callable[[], object]:
+        """Give a call that starts dmsetup: good for tests, not for a real hold."""
+        if self.info(name) is None:
+            raise failure("resume", name, errno.ENXIO)
+        return partial(self.resume, name, lockfs=lockfs, flush=flush)
 
     def remove(self, name: str, *, deferred: bool = False) -> None:
         """Remove the device; `DmBusy` while it is open, unless *deferred*."""

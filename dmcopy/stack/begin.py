@@ -13,7 +13,6 @@ An idle device needs none of this: it is claimed with O_EXCL for the time of the
 from __future__ import annotations
 
 import shlex
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,8 +91,9 @@ class Splice(Step):
         for attempt in range(_ATTEMPTS):
             if attempt:
                 self._dm.load(self._name, self._ours())
+            resume = self._dm.prepare_resume(self._name)
             with DeadMan([self._name], limit=self._limit) as dead_man:
-                if self._swap(dead_man):
+                if self._swap(resume, dead_man):
                     return
         raise HoldLimitExceeded(
             f"the writes to {self._name} that were under way did not end within "
@@ -101,13 +101,13 @@ class Splice(Step):
             "was; give more time with --hold-limit"
         )
 
-    def _swap(self, dead_man: DeadMan) -> bool:
+    def _swap(self, resume: Callable[[], object], dead_man: DeadMan) -> bool:
         dead_man.arm()
         # From here to disarm(): one ioctl.  No program, no log, no journal (DESIGN.md 4).
         begin_ns = time.time_ns()
         start = time.monotonic()
         try:
-            self._dm.resume(self._name)
+            resume()
         except DmFailed:
             dead_man.disarm()
             if dead_man.fired:
@@ -230,8 +230,3 @@ def _cow_steps(cow: CowPlan, sysfs: Sysfs) -> tuple[list[Step], Callable[[], str
     assert isinstance(cow, CowFileOnHost)
     loop = AttachLoop(cow.path, sysfs)
     return [CowFile(cow.path, cow.size), loop], loop.devno
-
-
-def single_threaded() -> bool:
-    """Tell whether only one thread runs, as a begin wants it."""
-    return threading.active_count() == 1
