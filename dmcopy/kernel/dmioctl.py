@@ -182,6 +182,12 @@ class Prepared:
         self._buffer = bytearray(self._question)
         self._answer = dm_ioctl.from_buffer(self._buffer)
 
+    def set_udev_flags(self, flags: int) -> None:
+        """Have the uevent of the call carry *flags* (cookie.DM_UDEV_*, shifted) to udev."""
+        head = dm_ioctl.from_buffer_copy(self._question)
+        head.event_nr = flags
+        self._question = bytes(head)
+
     def __call__(self) -> None:
         """Ask the kernel."""
         ctypes.memmove(ctypes.addressof(self._answer), self._question, _HEAD)
@@ -514,13 +520,12 @@ class DmIoctl:
 
         Raises `DmMissing` now when there is no such device.
         """
-        check_name("resume", name)
         info = self.info(name)
         if info is None:
             raise failure("resume", name, errno.ENXIO)
-        head = _head(name=name, flags=_hold_flags(lockfs, flush))
-        head.event_nr = UDEV_FLAGS if info.uuid.startswith(OURS) else 0
-        return Prepared(self._call, self.fileno(), DM_DEV_SUSPEND, "resume", head)
+        prepared = self._prepare("resume", DM_DEV_SUSPEND, name, _hold_flags(lockfs, flush))
+        prepared.set_udev_flags(UDEV_FLAGS if info.uuid.startswith(OURS) else 0)
+        return prepared
 
     def prepare_clear(self, name: str) -> Prepared:
         """Make a `clear` ready."""

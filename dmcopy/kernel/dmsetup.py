@@ -173,7 +173,11 @@ class Dmsetup:
         else:
             # a table that is refused: dmsetup removes the device again
             words = ("create", *options, "--", name)
-            self._change("create", name, *words, stdin=f"{table}\n")
+            try:
+                self._change("create", name, *words, stdin=f"{table}\n")
+            except DmMissing as exc:
+                # it is a device in the table that is missing
+                raise DmFailed("create", name, exc.why, errno=exc.errno) from exc
         info = self.info(name)
         if info is None:
             raise failure("create", name, errno.ENXIO)
