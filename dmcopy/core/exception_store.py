@@ -11,6 +11,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from dmcopy.core.geometry import ENTRY_SIZE, exceptions_per_area
@@ -87,7 +88,7 @@ def committed(area: bytes | memoryview) -> Exceptions:
     words.frombytes(area)
     if sys.byteorder == "big":
         words.byteswap()
-    if len(words) and not words[-1]:  # there is an unused one: find the first
+    with suppress(ValueError):  # ValueError: there is no unused one
         words = words[: _WORDS * words[1::_WORDS].index(0)]
     return Exceptions(words)
 

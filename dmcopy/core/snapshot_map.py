@@ -104,7 +104,9 @@ class SnapshotMap:
         first = -1
         for position, (new, old) in enumerate(saved):
             piece = self._piece(old, at)
-            adjoins = position > 0 and new == saved[position - 1][0] + 1
+            # behind an incomplete piece the next chunk does not lie where its piece would go
+            whole = bool(pieces) and pieces[-1].end == self._end(saved[position - 1][1])
+            adjoins = whole and new == saved[position - 1][0] + 1
             if not adjoins or len(pieces) == _MOST_PIECES:
                 if pieces:
                     runs.append(Run(Chunks(first), tuple(pieces)))
@@ -142,7 +144,9 @@ class SnapshotMap:
         self._unsorted.discard(number)
         return bucket
 
+    def _end(self, old: int) -> int:
+        return (old + 1) * self._chunk_size
+
     def _piece(self, old: int, at: Extent) -> Extent:
         start = chunk_start(Chunks(old), self._chunk_size)
-        end = min(start + self._chunk_size, self._source, at.end)
-        return Extent.between(start, Sectors(end))
+        return Extent.between(start, Sectors(min(self._end(old), self._source, at.end)))

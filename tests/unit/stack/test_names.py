@@ -22,7 +22,9 @@ def test_uuid_tells_job_and_role(job: str, role: Role) -> None:
     assert len(device_uuid(job, role)) < 129
 
 
-@pytest.mark.parametrize("uuid", ["", "LVM-abc", "DMCOPY-", "DMCOPY-x", "DMCOPY-x-none", "DMCOPY--snap"])
+@pytest.mark.parametrize(
+    "uuid", ["", "LVM-abc", "DMCOPY-", "DMCOPY-x", "DMCOPY-x-none", "DMCOPY--snap"]
+)
 def test_foreign_uuid_is_nobody_of_ours(uuid: str) -> None:
     assert owner(uuid) is None
 
