@@ -135,16 +135,15 @@ class Log:
 
 def read_log(path: Path) -> tuple[tuple[int, int, int], list[Write]]:
     """Give (seed, length, processes) and the writes."""
-    data = path.read_bytes()
-    writes = []
-    for number, found in enumerate(
-        _RECORD.iter_unpack(data[_LOG_START : _LOG_START + _CAPACITY * _RECORD.size])
-    ):
-        offset, blocks, state, submitted, acknowledged = found
-        if not state:
-            break
-        writes.append(Write(number + 1, offset, blocks, submitted, acknowledged))
-    return _LOG_HEAD.unpack_from(data), writes
+    writes: list[Write] = []
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        for number in range(_CAPACITY):  # to the first that is not used
+            where = _LOG_START + number * _RECORD.size
+            offset, blocks, state, submitted, acknowledged = _RECORD.unpack_from(data, where)
+            if not state:
+                break
+            writes.append(Write(number + 1, offset, blocks, submitted, acknowledged))
+        return _LOG_HEAD.unpack_from(data), writes
 
 
 @dataclass(frozen=True, kw_only=True)
