@@ -452,7 +452,7 @@ def test_wait_wakes_when_the_snapshot_overflows(dm: Dm, disk: str, small_disk: s
     timer.start()
     started = time.monotonic()
     assert dm.wait(name("snap"), before.event_nr, timeout=30) == before.event_nr + 1
-    assert 0.3 < time.monotonic() - started < 10
+    assert 0.3 < time.monotonic() - started < 30
     timer.join()
     assert dm.status(name("snap"))[0].text == "Invalid"
     # what happened already is not waited for
@@ -465,7 +465,7 @@ def test_wait_ends_when_its_time_is_up(dm: Dm, disk: str) -> None:
     info = dm.create(name("a"), uuid("a"), linear(disk))
     started = time.monotonic()
     assert dm.wait(name("a"), info.event_nr, timeout=0.4) is None
-    assert 0.3 < time.monotonic() - started < 3
+    assert 0.3 < time.monotonic() - started < 15
     dm.remove(name("a"))
 
 

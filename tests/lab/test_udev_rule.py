@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -207,7 +207,8 @@ def test_hidden_device_of_an_owner_stays_hidden(application: Application) -> Non
 
     before = hidden()
     assert before["DM_UDEV_DISABLE_DISK_RULES_FLAG"] == "1"
-    for resume in (dm.prepare_resume(name), lambda: dm.resume(name)):
+    resumes: list[Callable[[], None]] = [dm.prepare_resume(name), lambda: dm.resume(name)]
+    for resume in resumes:
         dm.load(name, Table.parse(whole))
         resume()
         settle()
