@@ -42,7 +42,9 @@ def has_kvm(modules: Path = Path("/sys/module")) -> bool:
 def unpacked_kernel() -> Path | None:
     """Give the newest kernel image in the cache, None when there is none."""
     found = cache_dir().glob("linux-*/boot/vmlinuz-*")
-    return max(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)], default=None)
+    return max(
+        found, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)], default=None
+    )
 
 
 def newest_package() -> str:

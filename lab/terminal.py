@@ -39,7 +39,7 @@ class Pty:
         self.master, self.slave = pty.openpty()
         tty.setraw(self.slave)
         self.rows, self.columns = window_size(self._real())
-        self._saved: list[object] | None = None
+        self._saved: list[int | list[bytes | int]] | None = None
         self._resize()
 
     @staticmethod
