@@ -1,16 +1,14 @@
 """device-mapper by ioctl on /dev/mapper/control: the backend that production uses.
 
-Not for deciding anything, nor for waiting for udev (`cookie` does).  Three things live here:
-`DmIoctl`, the whole protocol of `dm`; `Prepared`, one call made ready before a hold, so
-that nothing but the ioctl happens while I/O is held; `Probe`, what the worker asks the kernel
-after each segment.  No call between a suspend and a resume logs, forks or touches a file.
+Not for deciding anything, nor for waiting for udev (`cookie` does).  A resume of a foreign
+device, and any call that does not change which devices there are, logs nothing, forks nothing
+and touches no file: it may be made while I/O is held.
 
 Kernel: include/uapi/linux/dm-ioctl.h (names and layout are its own), drivers/md/dm-ioctl.c.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import logging
@@ -21,7 +19,6 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
@@ -29,52 +26,68 @@ from dmcopy.core.table import Table
 from dmcopy.errors import DmBusy, DmFailed, DmMissing
 from dmcopy.kernel.cookie import UDEV_FLAGS, Cookies, udev_runs
 from dmcopy.kernel.dm import OURS, DmInfo, DmStatus
+from dmcopy.kernel.dmrequest import (
+    DM_ACTIVE_PRESENT_FLAG,
+    DM_BUFFER_FULL_FLAG,
+    DM_DATA_OUT_FLAG,
+    DM_DEFERRED_REMOVE,
+    DM_DEV_ARM_POLL,
+    DM_DEV_CREATE,
+    DM_DEV_REMOVE,
+    DM_DEV_RENAME,
+    DM_DEV_STATUS,
+    DM_DEV_SUSPEND,
+    DM_INACTIVE_PRESENT_FLAG,
+    DM_LIST_DEVICES,
+    DM_LIST_VERSIONS,
+    DM_NAME_LEN,
+    DM_NOFLUSH_FLAG,
+    DM_QUERY_INACTIVE_TABLE_FLAG,
+    DM_READONLY_FLAG,
+    DM_SKIP_LOCKFS_FLAG,
+    DM_STATUS_TABLE_FLAG,
+    DM_SUSPEND_FLAG,
+    DM_TABLE_CLEAR,
+    DM_TABLE_DEPS,
+    DM_TABLE_LOAD,
+    DM_TABLE_STATUS,
+    DM_TARGET_MSG,
+    DM_UEVENT_GENERATED_FLAG,
+    DM_UUID_LEN,
+    DM_VERSION,
+    HEAD,
+    SPEC,
+    Ioctl,
+    Prepared,
+    Probe,
+    devno_of,
+    dm_ioctl,
+    failure,
+    head_of,
+    lines,
+    specs,
+    string,
+)
+
+__all__ = [
+    "CONTROL",
+    "DM_DEV_CREATE",
+    "DM_DEV_REMOVE",
+    "DM_DEV_SUSPEND",
+    "DM_TABLE_CLEAR",
+    "DM_TABLE_LOAD",
+    "DmIoctl",
+    "Ioctl",
+    "Prepared",
+    "Probe",
+    "check_name",
+]
 
 log = logging.getLogger(__name__)
 
 CONTROL: Final = "/dev/mapper/control"
 DM_DIR: Final = "/dev/mapper"
 
-DM_NAME_LEN: Final = 128
-DM_UUID_LEN: Final = 129
-DM_MAX_TYPE_NAME: Final = 16
-
-DM_READONLY_FLAG: Final = 1 << 0
-DM_SUSPEND_FLAG: Final = 1 << 1
-DM_STATUS_TABLE_FLAG: Final = 1 << 4
-DM_ACTIVE_PRESENT_FLAG: Final = 1 << 5
-DM_INACTIVE_PRESENT_FLAG: Final = 1 << 6
-DM_BUFFER_FULL_FLAG: Final = 1 << 8
-DM_SKIP_LOCKFS_FLAG: Final = 1 << 10
-DM_NOFLUSH_FLAG: Final = 1 << 11
-DM_QUERY_INACTIVE_TABLE_FLAG: Final = 1 << 12
-DM_UEVENT_GENERATED_FLAG: Final = 1 << 13
-DM_DATA_OUT_FLAG: Final = 1 << 16
-DM_DEFERRED_REMOVE: Final = 1 << 17
-
-
-class dm_ioctl(ctypes.Structure):
-    """The head of every request and answer (struct dm_ioctl)."""
-
-    _fields_ = (
-        ("version", ctypes.c_uint32 * 3),  # in: what we were written for; out: the driver's
-        ("data_size", ctypes.c_uint32),  # bytes, this head included
-        ("data_start", ctypes.c_uint32),  # bytes from the start of this head
-        ("target_count", ctypes.c_uint32),
-        ("open_count", ctypes.c_int32),
-        ("flags", ctypes.c_uint32),  # DM_*_FLAG, in and out
-        ("event_nr", ctypes.c_uint32),  # in: udev flags and cookie; out: event number
-        ("padding", ctypes.c_uint32),
-        ("dev", ctypes.c_uint64),  # huge_encode_dev(); the same as makedev(3)
-        ("name", ctypes.c_char * DM_NAME_LEN),
-        ("uuid", ctypes.c_char * DM_UUID_LEN),
-        ("data", ctypes.c_char * 7),
-    )
-
-
-_HEAD: Final = ctypes.sizeof(dm_ioctl)
-# struct dm_target_spec: start and length (sectors), status, next (bytes), target_type
-_SPEC: Final = struct.Struct("=QQiI16s")
 _NAME_LIST: Final = struct.Struct("=QI")  # struct dm_name_list: dev, next (bytes); name follows
 _VERSIONS: Final = struct.Struct("=I3I")  # struct dm_target_versions: next, version; name follows
 _DEPS: Final = struct.Struct("=II")  # struct dm_target_deps: count, padding; dev[] follows
@@ -82,41 +95,10 @@ _MESSAGE: Final = struct.Struct("=Q")  # struct dm_target_msg: sector; text foll
 
 _FIRST_SIZE: Final = 16 << 10
 _LARGEST_SIZE: Final = 256 << 20
-_INTERFACE: Final = (4, 0, 0)  # the oldest that has all we use but uevents and messages
-
 # What a name may hold: libdm's own list (lib/libdm-common.c:_is_whitelisted_char); anything
 # else it writes to the kernel as \xNN, so that a backslash is met in foreign names.
 _NEW_NAME: Final = re.compile(r"[A-Za-z0-9#+\-.:=@_]+")
 _OLD_NAME: Final = re.compile(r"[A-Za-z0-9#+\-.:=@_\\]+")
-
-Ioctl = Callable[[int, int, bytearray, bool], int]
-
-
-def _iowr(number: int) -> int:
-    """Give _IOWR(DM_IOCTL, *number*, struct dm_ioctl)."""
-    return (3 << 30) | (_HEAD << 16) | (0xFD << 8) | number
-
-
-DM_VERSION: Final = _iowr(0)
-DM_LIST_DEVICES: Final = _iowr(2)
-DM_DEV_CREATE: Final = _iowr(3)
-DM_DEV_REMOVE: Final = _iowr(4)
-DM_DEV_RENAME: Final = _iowr(5)
-DM_DEV_SUSPEND: Final = _iowr(6)
-DM_DEV_STATUS: Final = _iowr(7)
-DM_TABLE_LOAD: Final = _iowr(9)
-DM_TABLE_CLEAR: Final = _iowr(10)
-DM_TABLE_DEPS: Final = _iowr(11)
-DM_TABLE_STATUS: Final = _iowr(12)
-DM_LIST_VERSIONS: Final = _iowr(13)
-DM_TARGET_MSG: Final = _iowr(14)
-DM_DEV_ARM_POLL: Final = _iowr(16)
-
-
-def failure(verb: str, name: str, number: int) -> DmFailed:
-    """Give the error for errno *number*."""
-    kind = {errno.ENXIO: DmMissing, errno.EBUSY: DmBusy}.get(number, DmFailed)
-    return kind(verb, name, os.strerror(number), errno=number)
 
 
 def check_name(verb: str, name: str, *, new: bool = False) -> str:
@@ -125,134 +107,6 @@ def check_name(verb: str, name: str, *, new: bool = False) -> str:
     if name in (".", "..", "control") or len(name) >= DM_NAME_LEN or not allowed.fullmatch(name):
         raise DmFailed(verb, repr(name), "not a dm name", errno=errno.EINVAL)
     return name
-
-
-def _head(*, name: str = "", uuid: str = "", devno: str = "", flags: int = 0) -> dm_ioctl:
-    """Give a request for one device; the kernel takes just one of name, uuid and devno."""
-    head = dm_ioctl(version=_INTERFACE, data_size=_HEAD, data_start=_HEAD, flags=flags)
-    head.name = name.encode()
-    head.uuid = uuid.encode()
-    if devno:
-        major, _, minor = devno.partition(":")
-        head.dev = os.makedev(int(major), int(minor))
-    return head
-
-
-def _devno(dev: int) -> str:
-    return f"{os.major(dev)}:{os.minor(dev)}"
-
-
-def _string(data: bytearray, start: int) -> bytes:
-    """Give the bytes from *start* up to the terminating zero."""
-    return bytes(data[start : data.index(0, start)])
-
-
-def _specs(data: bytearray) -> Iterator[tuple[int, int, bytes, bytes]]:
-    """Give start, length, kind and text of each target in an answer to DM_TABLE_STATUS."""
-    head = dm_ioctl.from_buffer_copy(data)
-    at = head.data_start
-    for _ in range(head.target_count):
-        start, length, _status, following, kind = _SPEC.unpack_from(data, at)
-        yield start, length, kind.rstrip(b"\0"), _string(data, at + _SPEC.size)
-        at = head.data_start + following  # from the first one: see the header
-
-
-def _lines(data: bytearray) -> bytes:
-    """Give the targets in an answer as `dmsetup` prints them, without blanks at line ends."""
-    return b"\n".join(
-        b"%d %d %s %s" % spec if spec[3] else b"%d %d %s" % spec[:3] for spec in _specs(data)
-    )
-
-
-class Prepared:
-    """One request for one device, built beforehand; calling it is one ioctl.
-
-    Nothing is allocated, logged or opened by the call; what it needs is its own.  The
-    answer stays in it until the next call.  Raises `DmFailed` and its kin.
-    """
-
-    def __init__(self, call: Ioctl, fd: int, request: int, verb: str, head: dm_ioctl) -> None:
-        self._call = call
-        self._fd = fd
-        self._request = request
-        self._verb = verb
-        self._name = head.name.decode()
-        # the kernel answers in place, so the question is kept to be asked again
-        self._question = bytes(head)
-        self._buffer = bytearray(self._question)
-        self._answer = dm_ioctl.from_buffer(self._buffer)
-
-    def set_udev_flags(self, flags: int) -> None:
-        """Have the uevent of the call carry *flags* (cookie.DM_UDEV_*, shifted) to udev."""
-        head = dm_ioctl.from_buffer_copy(self._question)
-        head.event_nr = flags
-        self._question = bytes(head)
-
-    def __call__(self) -> None:
-        """Ask the kernel."""
-        ctypes.memmove(ctypes.addressof(self._answer), self._question, _HEAD)
-        try:
-            self._call(self._fd, self._request, self._buffer, True)
-        except OSError as exc:
-            raise failure(self._verb, self._name, exc.errno or errno.EIO) from exc
-
-    @property
-    def suspended(self) -> bool:
-        """Tell whether the device was suspended when the call returned."""
-        return bool(self._answer.flags & DM_SUSPEND_FLAG)
-
-    @property
-    def inactive(self) -> bool:
-        """Tell whether a table lay in the inactive slot when the call returned."""
-        return bool(self._answer.flags & DM_INACTIVE_PRESENT_FLAG)
-
-    @property
-    def event_nr(self) -> int:
-        """Give the device's event number as of the call."""
-        return int(self._answer.event_nr)
-
-
-class Probe:
-    """Status and table of one device, found by uuid or devno, asked again and again.
-
-    Neither ever waits for I/O (DM_NOFLUSH_FLAG).  *fd* is an open /dev/mapper/control and
-    stays the caller's.  Raises `DmMissing` when the device is gone.  One thread at a time.
-    """
-
-    def __init__(
-        self, fd: int, *, uuid: str = "", devno: str = "", call: Ioctl = fcntl.ioctl
-    ) -> None:
-        if bool(uuid) == bool(devno):
-            raise ValueError("a probe looks for a uuid or for a devno")
-        self._fd = fd
-        self._call = call
-        self._what = uuid or devno
-        head = _head(uuid=uuid, devno=devno, flags=DM_NOFLUSH_FLAG)
-        self._status = bytes(head)
-        head.flags |= DM_STATUS_TABLE_FLAG
-        self._table = bytes(head)
-        self._buffer = bytearray(4096)
-
-    def status(self) -> bytes:
-        """Give the lines that `dmsetup status` prints, without blanks at line ends."""
-        return self._ask("read the status of", self._status)
-
-    def table(self) -> bytes:
-        """Give the lines that `dmsetup table` prints, without blanks at line ends."""
-        return self._ask("read the table of", self._table)
-
-    def _ask(self, verb: str, question: bytes) -> bytes:
-        while True:
-            self._buffer[:_HEAD] = question
-            struct.pack_into("=I", self._buffer, dm_ioctl.data_size.offset, len(self._buffer))
-            try:
-                self._call(self._fd, DM_TABLE_STATUS, self._buffer, True)
-            except OSError as exc:
-                raise failure(verb, self._what, exc.errno or errno.EIO) from exc
-            (flags,) = struct.unpack_from("=I", self._buffer, dm_ioctl.flags.offset)
-            if not flags & DM_BUFFER_FULL_FLAG:
-                return _lines(self._buffer)
-            self._buffer = bytearray(len(self._buffer) * 2)
 
 
 class DmIoctl:
@@ -302,17 +156,17 @@ class DmIoctl:
 
     def version(self) -> tuple[int, int, int]:
         """Give the version of the driver's ioctl interface."""
-        head = dm_ioctl.from_buffer(self._run("version", DM_VERSION, _head()))
+        head = dm_ioctl.from_buffer(self._run("version", DM_VERSION, head_of()))
         return (head.version[0], head.version[1], head.version[2])
 
     def targets(self) -> dict[str, tuple[int, int, int]]:
         """Give the target kinds that the kernel has loaded, with their versions."""
-        data = self._run("list targets of", DM_LIST_VERSIONS, _head())
+        data = self._run("list targets of", DM_LIST_VERSIONS, head_of())
         at = dm_ioctl.from_buffer(data).data_start
         found: dict[str, tuple[int, int, int]] = {}
         while True:
             following, *version = _VERSIONS.unpack_from(data, at)
-            found[_string(data, at + _VERSIONS.size).decode()] = (
+            found[string(data, at + _VERSIONS.size).decode()] = (
                 version[0], version[1], version[2],
             )  # fmt: skip
             if not following:
@@ -321,12 +175,12 @@ class DmIoctl:
 
     def devices(self) -> list[DmInfo]:
         """List all devices; one that goes away meanwhile is left out."""
-        data = self._run("list", DM_LIST_DEVICES, _head())
+        data = self._run("list", DM_LIST_DEVICES, head_of())
         at = dm_ioctl.from_buffer(data).data_start
         found: list[DmInfo] = []
         while True:
             dev, following = _NAME_LIST.unpack_from(data, at)
-            if dev and (info := self._ask_info(_head(devno=_devno(dev)))) is not None:
+            if dev and (info := self._ask_info(head_of(devno=devno_of(dev)))) is not None:
                 found.append(info)
             if not following:
                 return found
@@ -334,11 +188,11 @@ class DmIoctl:
 
     def info(self, name: str) -> DmInfo | None:
         """Give what the kernel knows of *name*, None when there is no such device."""
-        return self._ask_info(_head(name=check_name("look at", name)))
+        return self._ask_info(head_of(name=check_name("look at", name)))
 
     def find(self, uuid: str) -> DmInfo | None:
         """Give the device with this exact *uuid*, None when there is none."""
-        return self._ask_info(_head(uuid=uuid)) if uuid else None
+        return self._ask_info(head_of(uuid=uuid)) if uuid else None
 
     def _ask_info(self, head: dm_ioctl) -> DmInfo | None:
         try:
@@ -350,46 +204,46 @@ class DmIoctl:
         """Give the live (or the *inactive*) table; empty when there is none."""
         flags = DM_STATUS_TABLE_FLAG | DM_NOFLUSH_FLAG
         flags |= DM_QUERY_INACTIVE_TABLE_FLAG if inactive else 0
-        head = _head(name=check_name("read the table of", name), flags=flags)
-        return Table.parse(_lines(self._run("read the table of", DM_TABLE_STATUS, head)).decode())
+        head = head_of(name=check_name("read the table of", name), flags=flags)
+        return Table.parse(lines(self._run("read the table of", DM_TABLE_STATUS, head)).decode())
 
     def status(self, name: str, *, flush: bool = True) -> list[DmStatus]:
         """Ask the targets of the live table; *flush* False never waits for I/O."""
-        head = _head(name=check_name("read the status of", name))
+        head = head_of(name=check_name("read the status of", name))
         return self._ask_status(head, flush=flush)
 
     def status_of(self, uuid: str, *, flush: bool = False) -> list[DmStatus]:
         """Do what `status` does for the device with this *uuid*."""
-        return self._ask_status(_head(uuid=uuid), flush=flush)
+        return self._ask_status(head_of(uuid=uuid), flush=flush)
 
     def _ask_status(self, head: dm_ioctl, *, flush: bool) -> list[DmStatus]:
         head.flags |= 0 if flush else DM_NOFLUSH_FLAG
         data = self._run("read the status of", DM_TABLE_STATUS, head)
         return [
             DmStatus(start, length, kind.decode(), text.decode().rstrip())
-            for start, length, kind, text in _specs(data)
+            for start, length, kind, text in specs(data)
         ]
 
     def deps(self, name: str) -> list[str]:
         """List the devices ("major:minor") that the live table uses."""
-        head = _head(name=check_name("read the dependencies of", name))
+        head = head_of(name=check_name("read the dependencies of", name))
         data = self._run("read the dependencies of", DM_TABLE_DEPS, head)
         answer = dm_ioctl.from_buffer(data)
         if not answer.flags & DM_ACTIVE_PRESENT_FLAG:
             return []
         count, _ = _DEPS.unpack_from(data, answer.data_start)
         devs = struct.unpack_from(f"={count}Q", data, answer.data_start + _DEPS.size)
-        return [_devno(dev) for dev in devs]
+        return [devno_of(dev) for dev in devs]
 
     def message(self, name: str, sector: int, text: str) -> str:
         """Send *text* to the target at *sector*; give its answer, often empty."""
-        head = _head(name=check_name("send a message to", name))
+        head = head_of(name=check_name("send a message to", name))
         payload = _MESSAGE.pack(sector) + text.encode() + b"\0"
         data = self._run("send a message to", DM_TARGET_MSG, head, payload)
         answer = dm_ioctl.from_buffer(data)
         if not answer.flags & DM_DATA_OUT_FLAG:
             return ""
-        return _string(data, answer.data_start).decode().rstrip("\n")
+        return string(data, answer.data_start).decode().rstrip("\n")
 
     def wait(self, name: str, event_nr: int, *, timeout: float) -> int | None:
         """Wait until the device's event number differs from *event_nr*.
@@ -404,7 +258,7 @@ class DmIoctl:
             poll.register(fd, select.POLLIN)
             while True:
                 # armed before it is looked at: an event in between wakes the poll at once
-                self._call(fd, DM_DEV_ARM_POLL, bytearray(bytes(_head())), True)
+                self._call(fd, DM_DEV_ARM_POLL, bytearray(bytes(head_of())), True)
                 info = self.info(name)
                 if info is None:
                     raise failure("wait for", name, errno.ENXIO)
@@ -426,7 +280,7 @@ class DmIoctl:
 
         When it raises, there is no such device (a half made one is removed).
         """
-        head = _head(name=check_name("create", name, new=True), uuid=uuid)
+        head = head_of(name=check_name("create", name, new=True), uuid=uuid)
         if len(uuid) >= DM_UUID_LEN:
             raise DmFailed("create", name, "the uuid is too long", errno=errno.EINVAL)
         head.flags = DM_READONLY_FLAG if read_only else 0
@@ -445,16 +299,16 @@ class DmIoctl:
 
     def load(self, name: str, table: Table, *, read_only: bool = False) -> None:
         """Load *table* into the inactive slot; the live table goes on."""
-        head = _head(name=check_name("load a table into", name))
+        head = head_of(name=check_name("load a table into", name))
         head.flags = DM_READONLY_FLAG if read_only else 0
         head.target_count = len(table.rows)
         payload = bytearray()
         for row in table.rows:
             text = row.target.params.encode() + b"\0"
-            step = -(-(_SPEC.size + len(text)) // 8) * 8  # the next one is aligned to 8 bytes
+            step = -(-(SPEC.size + len(text)) // 8) * 8  # the next one is aligned to 8 bytes
             kind = row.target.kind.encode()
-            payload += _SPEC.pack(row.start, row.target.length, 0, step, kind)
-            payload += text.ljust(step - _SPEC.size, b"\0")
+            payload += SPEC.pack(row.start, row.target.length, 0, step, kind)
+            payload += text.ljust(step - SPEC.size, b"\0")
         try:
             self._run("load a table into", DM_TABLE_LOAD, head, bytes(payload))
         except DmMissing as exc:
@@ -465,7 +319,7 @@ class DmIoctl:
 
     def clear(self, name: str) -> None:
         """Drop the table in the inactive slot; nothing happens when there is none."""
-        self._run("clear", DM_TABLE_CLEAR, _head(name=check_name("clear", name)))
+        self._run("clear", DM_TABLE_CLEAR, head_of(name=check_name("clear", name)))
 
     def suspend(self, name: str, *, lockfs: bool = True, flush: bool = True) -> None:
         """Hold all I/O; `resume` must follow."""
@@ -477,7 +331,7 @@ class DmIoctl:
         One ioctl: no user code runs while I/O is held.  *lockfs* freezes a file system
         that is mounted directly on the device, *flush* False lets targets requeue.
         """
-        head = _head(name=check_name("resume", name), flags=_hold_flags(lockfs, flush))
+        head = head_of(name=check_name("resume", name), flags=_hold_flags(lockfs, flush))
         self._run_synced("resume", DM_DEV_SUSPEND, head)
 
     def remove(self, name: str, *, deferred: bool = False) -> None:
@@ -485,7 +339,7 @@ class DmIoctl:
         check_name("remove", name)
         end = time.monotonic() + self._retry
         while True:
-            head = _head(name=name, flags=DM_DEFERRED_REMOVE if deferred else 0)
+            head = head_of(name=name, flags=DM_DEFERRED_REMOVE if deferred else 0)
             try:
                 self._run_synced("remove", DM_DEV_REMOVE, head)
                 break
@@ -500,7 +354,7 @@ class DmIoctl:
 
     def rename(self, name: str, new: str) -> None:
         """Give the device a new name; its uuid stays."""
-        head = _head(name=check_name("rename", name))
+        head = head_of(name=check_name("rename", name))
         payload = check_name("rename", new, new=True).encode() + b"\0"
         self._run_synced("rename", DM_DEV_RENAME, head, payload)
         self._drop_node(name)
@@ -540,20 +394,20 @@ class DmIoctl:
         return Probe(self.fileno(), uuid=uuid, devno=devno, call=self._call)
 
     def _prepare(self, verb: str, request: int, name: str, flags: int) -> Prepared:
-        head = _head(name=check_name(verb, name), flags=flags)
+        head = head_of(name=check_name(verb, name), flags=flags)
         return Prepared(self._call, self.fileno(), request, verb, head)
 
     # the ioctl itself
 
     def _run(self, verb: str, request: int, head: dm_ioctl, payload: bytes = b"") -> bytearray:
         """Ask, with a larger buffer while the answer does not fit; give the answer."""
-        size = max(self._size, _HEAD + len(payload))
+        size = max(self._size, HEAD + len(payload))
         subject = head.name.decode() or head.uuid.decode() or "control"
         while True:
             head.data_size = size
             data = bytearray(size)
-            data[:_HEAD] = bytes(head)
-            data[_HEAD : _HEAD + len(payload)] = payload
+            data[:HEAD] = bytes(head)
+            data[HEAD : HEAD + len(payload)] = payload
             try:
                 self._call(self.fileno(), request, data, True)
             except OSError as exc:
@@ -567,7 +421,7 @@ class DmIoctl:
 
     def _run_synced(self, verb: str, request: int, head: dm_ioctl, payload: bytes = b"") -> None:
         """Ask for a change that makes a uevent; wait for udev when the device is ours."""
-        info = self._ask_info(_head(name=head.name.decode()))
+        info = self._ask_info(head_of(name=head.name.decode()))
         if info is None or not info.uuid.startswith(OURS):
             self._run(verb, request, head, payload)
             return
@@ -611,7 +465,7 @@ def _info(head: dm_ioctl) -> DmInfo:
     return DmInfo(
         name=head.name.decode(),
         uuid=head.uuid.decode(),
-        devno=_devno(head.dev),
+        devno=devno_of(head.dev),
         open_count=head.open_count,
         event_nr=head.event_nr,
         target_count=head.target_count,

@@ -23,7 +23,8 @@ from dmcopy.core.table import Table
 from dmcopy.errors import CommandFailed, DmBusy, DmFailed, DmMissing
 from dmcopy.kernel.command import Commander, Completed
 from dmcopy.kernel.dm import OURS, DmInfo, DmStatus
-from dmcopy.kernel.dmioctl import check_name, failure
+from dmcopy.kernel.dmioctl import check_name
+from dmcopy.kernel.dmrequest import failure
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,11 @@ import pytest
 
 from dmcopy.core.table import Table
 from dmcopy.errors import DmBusy, DmFailed, DmMissing
-from dmcopy.kernel import dmioctl
+from dmcopy.kernel import dmioctl, dmrequest
 from dmcopy.kernel.cookie import UDEV_FLAGS
 from dmcopy.kernel.dm import DmStatus
-from dmcopy.kernel.dmioctl import (
+from dmcopy.kernel.dmioctl import DmIoctl, Probe
+from dmcopy.kernel.dmrequest import (
     DM_BUFFER_FULL_FLAG,
     DM_DEV_CREATE,
     DM_DEV_REMOVE,
@@ -28,8 +29,6 @@ from dmcopy.kernel.dmioctl import (
     DM_TABLE_CLEAR,
     DM_TABLE_LOAD,
     DM_TABLE_STATUS,
-    DmIoctl,
-    Probe,
     dm_ioctl,
 )
 
@@ -98,8 +97,8 @@ def test_layout_is_that_of_the_header() -> None:
         "flags": 28, "event_nr": 32, "padding": 36, "dev": 40, "name": 48, "uuid": 176, "data": 305,
     }  # fmt: skip
     assert SPEC.size == 40
-    assert dmioctl.DM_VERSION == 0xC138FD00
-    assert dmioctl.DM_DEV_ARM_POLL == 0xC138FD10
+    assert dmrequest.DM_VERSION == 0xC138FD00
+    assert dmrequest.DM_DEV_ARM_POLL == 0xC138FD10
 
 
 @pytest.mark.parametrize(
