@@ -32,9 +32,11 @@ from dmcopy.errors import DmcopyError, ProgramMissing
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.runner import CopyJob, Host, prepare
 from dmcopy.jobs.spec import CopySpec, Places
+from dmcopy.kernel import udev
 from dmcopy.kernel.blkdev import BlockDevice, pread_full
 from dmcopy.kernel.command import hand_over, start_process
 from dmcopy.kernel.loop import LoopDevice
+from dmcopy.kernel.loop import clear as clear_loop
 from dmcopy.report.text import TextReport
 from dmcopy.stack.steps import remove_device
 from dmcopy.units import MIB, Bytes, Sectors, format_size, sectors_down
@@ -47,6 +49,7 @@ _WARM_UP_SECONDS: Final = 1.0
 _NAME: Final = "dmcopy-demo-data"
 _UUID: Final = "DEMO-dmcopy-demo-data"  # not DMCOPY-: to dmcopy it is anybody's device
 _FIRST_MD: Final = 120
+_SETTLE_SECONDS: Final = 10.0
 _PIECE: Final = Bytes(4 * MIB)
 _TOOLS: Final = {"mdadm": "mdadm", "mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs"}
 
@@ -152,7 +155,8 @@ class _Demo:
         with open(file, "wb") as made:
             made.truncate(size_)
         loop = LoopDevice.attach(str(file), autoclear=False)
-        self._stack.callback(loop.detach)
+        self._stack.callback(clear_loop, loop.path)
+        loop.leave()  # a destination that we have open ourselves would be refused
         return loop.path
 
     def _build(self) -> str:
@@ -183,7 +187,9 @@ class _Demo:
         info = dm.create(_NAME, _UUID, table)
         self._stack.callback(remove_device, dm, _NAME, _UUID)
         self._say(f"made {array}, a RAID1 of two files, and the dm device {_NAME} over it")
-        return sysfs.node(info.devno)
+        udev.settle(_SETTLE_SECONDS)  # udev makes the link that a person would type
+        link = f"/dev/mapper/{_NAME}"
+        return link if os.path.exists(link) else sysfs.node(info.devno)
 
     def _mount(self, origin: str, mount: Path) -> None:
         self._tool("mkfs.ext4", "-q", origin)

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from dmcopy.core.geometry import ENTRY_SIZE, exceptions_per_area
 from dmcopy.errors import DmcopyError
-from dmcopy.units import Bytes, Chunks, Sectors, to_bytes
+from dmcopy.units import Bytes, Chunks, Sectors, is_power_of_two, to_bytes
 
 MAGIC: Final = 0x70416E53  # "SnAp"
 VERSION: Final = 1
@@ -39,12 +39,16 @@ class Header(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes | memoryview) -> Header:
-        """Read it; raises `StoreDamaged` when it is none, or of a version we cannot read."""
+        """Read it; raises `StoreDamaged` when it is none, or one that we cannot read."""
+        if len(data) < _HEADER.size:
+            raise StoreDamaged(f"no exception store: {len(data)} bytes of header")
         magic, valid, version, chunk_size = _HEADER.unpack_from(data)
         if magic != MAGIC:
             raise StoreDamaged(f"no exception store: magic {magic:#x} instead of {MAGIC:#x}")
         if version != VERSION:
             raise StoreDamaged(f"exception store of version {version}, we read {VERSION}")
+        if not is_power_of_two(chunk_size):
+            raise StoreDamaged(f"exception store with chunks of {chunk_size} sectors")
         return cls(valid != 0, version, Sectors(chunk_size))
 
     def as_bytes(self) -> bytes:
@@ -107,7 +111,7 @@ class Cursor:
         self._area = 0
         self._index = 0  # of the first entry in the area that was not seen yet
         self._skip = 0  # entries in what is read next that were seen already
-        self._asked = 0
+        self._asked: int | None = None  # bytes; None when nothing was asked for
         self.more = True
 
     @property
@@ -123,14 +127,19 @@ class Cursor:
         within = self._index * ENTRY_SIZE
         start = within - within % block
         self._skip = (within - start) // ENTRY_SIZE
-        self._asked = self._chunk - start
+        length = self._chunk - start
+        self._asked = length
         at = area_chunk(self._area, self._per_area) * self._chunk + start
-        return Bytes(at), Bytes(self._asked)
+        return Bytes(at), Bytes(length)
 
     def feed(self, data: bytes | memoryview) -> Exceptions:
-        """Take what was read; give the exceptions that were not seen before."""
+        """Take what was read; give the exceptions that were not seen before.
+
+        Raises ValueError for anything but the bytes that `pending_read` asked for, once.
+        """
         if len(data) != self._asked:
             raise ValueError(f"{len(data)} bytes were fed, {self._asked} asked for")
+        self._asked = None
         found = committed(data[self._skip * ENTRY_SIZE :])
         self._index += len(found)
         self.more = self._index == self._per_area

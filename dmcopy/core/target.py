@@ -75,8 +75,11 @@ class Opaque(Target):
 
 
 def number(word: str) -> int:
-    """Read an unsigned number; raises ValueError for anything else, a sign included."""
-    if not word.isascii() or not word.isdigit():
+    """Read an unsigned number as the kernel writes it; raises ValueError for any other word.
+
+    No sign and no leading zero: what is read can be written again word for word.
+    """
+    if not word.isascii() or not word.isdigit() or (word[0] == "0" and word != "0"):
         raise ValueError(f"'{word}' is not a number")
     return int(word)
 

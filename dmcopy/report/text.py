@@ -40,7 +40,9 @@ def hold_time(seconds: float) -> str:
 
 
 def rate_text(event: events.Progress) -> str:
-    """Write rate and remaining time."""
+    """Write rate and remaining time; "" while they are not known."""
+    if not event.rate_bytes:
+        return ""
     rate = f"{format_size(round(event.rate_bytes))}/s"
     if event.eta_seconds is None or event.bytes_done >= event.bytes_total:
         return rate
@@ -69,6 +71,7 @@ class TextReport:
         self._clock = clock
         self._live: Live | None = None
         self._shown = -_LINE_SECONDS
+        self._finished = ""  # the phase whose 100 % was shown
 
     def __call__(self, event: events.Event) -> None:
         match event:
@@ -110,6 +113,9 @@ class TextReport:
     def _progress(self, event: events.Progress) -> None:
         now = self._clock()
         last = event.bytes_done >= event.bytes_total
+        if last and self._finished == event.phase:
+            return
+        self._finished = event.phase if last else ""
         if not self._err.is_terminal:
             if now - self._shown >= _LINE_SECONDS or last:
                 self._shown = now
@@ -126,8 +132,8 @@ class TextReport:
     @staticmethod
     def _line(event: events.Progress) -> str:
         share = event.bytes_done / event.bytes_total
-        parts = [f"{event.phase} {share:.0%}", format_size(event.bytes_done), rate_text(event)]
-        return ", ".join([*parts, *filter(None, [cow_text(event)])])
+        parts = [f"{event.phase} {share:.0%}", format_size(event.bytes_done)]
+        return ", ".join([*parts, *filter(None, [rate_text(event), cow_text(event)])])
 
     def _ended(self, event: events.Ended) -> None:
         if event.error is not None:
