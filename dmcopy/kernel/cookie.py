@@ -25,8 +25,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from dmcopy.errors import DmFailed
-
 log = logging.getLogger(__name__)
 
 UDEV_CONTROL: Final = "/run/udev/control"
@@ -193,7 +191,7 @@ class Cookies:
 
     @contextmanager
     def cookie(self) -> Iterator[Cookie]:
-        """Give a new cookie; destroyed in every case at the end."""
+        """Give a new cookie; destroyed in every case at the end.  Raises OSError."""
         key, semid, record = self._make()
         try:
             yield Cookie(self._semaphores, key, semid, self._limit)
@@ -218,7 +216,7 @@ class Cookies:
             except BaseException:
                 record.unlink()
                 raise
-        raise DmFailed("make a udev cookie for a", "", "no free semaphore key")
+        raise OSError(errno.ENOSPC, "no free key for a udev cookie")
 
     def leftover(self) -> list[Leftover]:
         """List the recorded cookies, those in use as well."""

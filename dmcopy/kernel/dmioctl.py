@@ -19,12 +19,12 @@ import stat
 import struct
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from dmcopy.core.table import Table
 from dmcopy.errors import DmBusy, DmFailed, DmMissing
-from dmcopy.kernel.cookie import UDEV_FLAGS, Cookies, udev_runs
+from dmcopy.kernel.cookie import UDEV_FLAGS, Cookie, Cookies, udev_runs
 from dmcopy.kernel.dm import OURS, DmInfo, DmStatus
 from dmcopy.kernel.dmrequest import (
     DM_ACTIVE_PRESENT_FLAG,
@@ -426,14 +426,22 @@ class DmIoctl:
             self._run(verb, request, head, payload)
             return
         head.event_nr = UDEV_FLAGS
-        if self._cookies is None or not udev_runs():
-            self._run(verb, request, head, payload)
-            return
-        with self._cookies.cookie() as cookie:
-            head.event_nr |= cookie.value
+        with ExitStack() as stack:
+            cookie = self._cookie(stack)
+            head.event_nr |= cookie.value if cookie else 0
             answer = dm_ioctl.from_buffer(self._run(verb, request, head, payload))
-            if answer.flags & DM_UEVENT_GENERATED_FLAG:
+            if cookie and answer.flags & DM_UEVENT_GENERATED_FLAG:
                 cookie.wait()
+
+    def _cookie(self, stack: ExitStack) -> Cookie | None:
+        """Give a cookie where udev runs; the change is made without one if there is none."""
+        if self._cookies is None or not udev_runs():
+            return None
+        try:
+            return stack.enter_context(self._cookies.cookie())
+        except OSError as exc:  # no semaphores left, no room in /run
+            log.warning("not waiting for udev: %s", exc)
+            return None
 
     # what udev does where it runs
 

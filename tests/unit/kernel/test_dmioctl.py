@@ -7,13 +7,14 @@ import errno
 import os
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from dmcopy.core.table import Table
 from dmcopy.errors import DmBusy, DmFailed, DmMissing
 from dmcopy.kernel import dmioctl, dmrequest
-from dmcopy.kernel.cookie import UDEV_FLAGS
+from dmcopy.kernel.cookie import UDEV_FLAGS, Cookies
 from dmcopy.kernel.dm import DmStatus
 from dmcopy.kernel.dmioctl import DmIoctl, Probe
 from dmcopy.kernel.dmrequest import (
@@ -246,6 +247,45 @@ def test_only_events_of_ours_carry_flags(uuid: bytes, flags: int) -> None:
     dm.remove("x")
     events = [*kernel.heads(DM_DEV_SUSPEND), *kernel.heads(DM_DEV_REMOVE)]
     assert [head.event_nr for head in events] == [flags] * 3
+
+
+def uevent(head: dm_ioctl, _data: bytearray) -> None:
+    head.uuid = b"DMCOPY-x"
+    head.flags = dmrequest.DM_UEVENT_GENERATED_FLAG
+
+
+def test_change_is_made_although_there_is_no_cookie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dmioctl, "udev_runs", lambda: True)
+    (tmp_path / "file").touch()
+    kernel = Kernel({DM_DEV_STATUS: uevent, DM_DEV_REMOVE: uevent})
+    cookies = Cookies(tmp_path / "file" / "cookies")
+    DmIoctl("/dev/null", cookies=cookies, call=kernel).remove("x")
+    assert [head.event_nr for head in kernel.heads(DM_DEV_REMOVE)] == [UDEV_FLAGS]
+    assert "not waiting for udev" in caplog.text
+
+
+@pytest.mark.parametrize("generated", [True, False])
+def test_udev_is_waited_for_when_there_is_an_event(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    generated: bool,
+) -> None:
+    monkeypatch.setattr(dmioctl, "udev_runs", lambda: True)
+
+    def answer(head: dm_ioctl, _data: bytearray) -> None:
+        head.flags = dmrequest.DM_UEVENT_GENERATED_FLAG if generated else 0
+
+    kernel = Kernel({DM_DEV_STATUS: uevent, DM_DEV_REMOVE: answer})
+    cookies = Cookies(tmp_path, limit=0.1)
+    DmIoctl("/dev/null", cookies=cookies, call=kernel).remove("x")
+    (head,) = kernel.heads(DM_DEV_REMOVE)
+    assert head.event_nr & ~0xFFFF == UDEV_FLAGS
+    assert head.event_nr & 0xFFFF
+    assert ("udev has not answered" in caplog.text) is generated
+    assert cookies.leftover() == []
 
 
 def test_half_made_device_is_removed() -> None:
