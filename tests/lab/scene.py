@@ -1,0 +1,318 @@
+"""A copy that is disturbed: devices, a load, the real command line, and what must be true after.
+
+What is asked of the system goes by its own tools (dmsetup, losetup), not by dmcopy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from dmcopy.cli.common import Context
+from dmcopy.cli.main import main
+from tests.lab import stamp
+from tests.lab.stage import Stage, patiently, sh
+
+CHECKOUT: Final = Path(__file__).parents[2]
+SLACK: Final = 0.5 if os.environ.get("LAB_GUEST") == "uml" else 3.0  # seconds a slow guest may add
+_PATIENCE: Final = 30.0
+_HELPERS: Final = ("dmcopy.jobs.worker", "dmcopy.stack.deadman")
+
+
+class Ran(NamedTuple):
+    """A command that ended; *status* is negative for a signal."""
+
+    status: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def events(self) -> list[dict[str, Any]]:  # Any: JSON
+        return [json.loads(line) for line in self.stdout.splitlines()]
+
+    def event(self, name: str) -> dict[str, Any]:  # Any: JSON
+        return [event for event in self.events if event["event"] == name][-1]
+
+    @property
+    def said(self) -> str:
+        """The one line on stderr."""
+        lines = self.stderr.splitlines()
+        assert len(lines) == 1, f"not one line: {self}"
+        return lines[0]
+
+
+class Running:
+    """A ``dmcopy`` that goes on; its events are read as they come."""
+
+    def __init__(self, argv: Sequence[str], environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "dmcopy", *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=CHECKOUT,
+            env=os.environ | environment,
+            start_new_session=True,
+        )
+        self._lines: list[str] = []
+        self._started = time.monotonic()
+
+    def wait_for(self, name: str) -> dict[str, Any]:  # Any: JSON
+        """Read events up to the next one called *name*."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.append(line)
+            event: dict[str, Any] = json.loads(line)  # Any: JSON
+            if event["event"] == name:
+                return event
+        raise AssertionError(f"it ended without {name}: {self.ended()}")
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+
+    def ended(self, timeout: float = 60.0) -> Ran:
+        stdout, stderr = self.process.communicate(timeout=timeout)
+        seconds = time.monotonic() - self._started
+        return Ran(self.process.returncode, "".join(self._lines) + stdout, stderr, seconds)
+
+
+def helpers() -> dict[int, str]:
+    """Give the worker and dead man processes that live, by pid."""
+    found: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):
+                words = (entry / "cmdline").read_bytes().decode().split("\0")
+                for name in _HELPERS:
+                    if name in words:
+                        found[int(entry.name)] = name
+    return found
+
+
+def until(is_so: Callable[[], object], what: str, *, patience: float = _PATIENCE) -> float:
+    """Wait; give the seconds that it took."""
+    start = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - start < patience, f"not within {patience} s: {what}"
+        time.sleep(0.01)
+    return time.monotonic() - start
+
+
+def is_suspended(path: str) -> bool:
+    return "SUSPENDED" in sh("dmsetup", "info", path).replace("State:", "").split()
+
+
+def timed_write(path: str, offset: int = -4096) -> float:
+    """Write one block past the page cache; from the end where *offset* is negative."""
+    with mmap.mmap(-1, 4096) as page:
+        fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+        try:
+            at = offset if offset >= 0 else os.lseek(fd, 0, os.SEEK_END) + offset
+            start = time.monotonic()
+            assert os.pwrite(fd, page, at) == len(page)
+            return time.monotonic() - start
+        finally:
+            os.close(fd)
+
+
+def reload(name: str, table: str) -> None:
+    """Swap a table in, as a stranger would."""
+    sh("dmsetup", "suspend", "--noflush", "--nolockfs", name)
+    sh("dmsetup", "load", name, "--table", table)
+    sh("dmsetup", "resume", "--noudevsync", name)
+
+
+def sectors(path: str) -> int:
+    return int(sh("blockdev", "--getsz", path))
+
+
+@dataclass
+class Scene:
+    """A stage and the places of one dmcopy."""
+
+    stage: Stage
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.stage.folder)
+        self.state = self.folder / "state"
+        self.environment = {
+            "DMCOPY_STATE_DIR": str(self.state),
+            "DMCOPY_RUN_DIR": str(self.folder / "runtime"),
+        }
+
+    # devices
+
+    def origin(self, mib: int = 8, *, under: str | None = None) -> str:
+        return self.stage.linear(under or self.stage.disk(mib))
+
+    def slow(self, disk: str, *, read_ms: int = 0, write_ms: int = 0) -> str:
+        """Lay a delay over *disk*."""
+        size = sectors(disk)
+        return self.stage.dm(f"0 {size} delay {disk} 0 {read_ms} {disk} 0 {write_ms}")
+
+    def hold_open(self, path: str) -> int:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.stage.later(os.close, fd)
+        return fd
+
+    # dmcopy
+
+    def start(self, *argv: str) -> Running:
+        running = Running(argv, self.environment)
+
+        def end() -> None:
+            running.process.kill()
+            running.process.wait()
+            for stream in (running.process.stdout, running.process.stderr):
+                assert stream is not None
+                stream.close()
+
+        self.stage.later(end)
+        return running
+
+    def run(self, *argv: str, timeout: float = 90.0) -> Ran:
+        """Run the real program to its end."""
+        return self.start(*argv).ended(timeout)
+
+    def fork(
+        self, *argv: str, prepare: Callable[[], Context | None] | None = None, timeout: float = 90.0
+    ) -> Ran:
+        """Run the command line in a fork of this process, which has everything imported."""
+        started = time.monotonic()
+        out, err = self.folder / "stdout", self.folder / "stderr"
+        pid = os.fork()
+        if pid == 0:
+            self._child(argv, prepare, out, err)
+        end = time.monotonic() + timeout
+        while True:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                break
+            if time.monotonic() > end:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                raise AssertionError(f"{argv} did not end: {out.read_text()}{err.read_text()}")
+            time.sleep(0.005)
+        code = os.waitstatus_to_exitcode(status)
+        return Ran(code, out.read_text(), err.read_text(), time.monotonic() - started)
+
+    def _child(
+        self,
+        argv: Sequence[str],
+        prepare: Callable[[], Context | None] | None,
+        out: Path,
+        err: Path,
+    ) -> None:
+        status = 99
+        try:
+            os.setsid()
+            os.environ.update(self.environment)
+            for number, path in ((1, out), (2, err)):
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(fd, number)
+                os.close(fd)
+            sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
+            sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), line_buffering=True)
+            logging.getLogger().handlers.clear()  # pytest's
+            status = main(argv, prepare() if prepare is not None else None)
+            sys.stdout.flush()
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
+            sys.stderr.write(traceback.format_exc())
+        finally:
+            os._exit(status)
+
+    # the application
+
+    @contextmanager
+    def load(self, device: str, *, pause: float = 0.005, max_blocks: int = 4) -> Iterator[Path]:
+        """Write to *device* all the time; a write that fails fails the test.  Gives the log."""
+        log = Path(self.stage.file(0) + "-log")
+        process = subprocess.Popen(
+            [
+                sys.executable, stamp.__file__, "load", device,
+                "--log", str(log), "--seconds", "500",
+                "--pause", str(pause), "--max-blocks", str(max_blocks),
+            ],
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            until(lambda: log.is_dir() and any(log.iterdir()), "the load writes")
+            yield log
+            assert process.poll() is None, "the load ended: a write failed"
+        finally:
+            process.terminate()
+            status = process.wait(timeout=30)
+        assert status == 0, "the load saw an error"
+
+    # what must be true
+
+    def picture(self, *devices: str) -> dict[str, str]:
+        """Give everything that a refused command must not change."""
+        files = sorted(str(path) for path in self.folder.rglob("*") if path.name[:3] != "std")
+        return {
+            "tables": sh("dmsetup", "table", "--showkeys"),
+            "info": sh("dmsetup", "info", "--columns", "--noheadings", "-o", "name,uuid,attr"),
+            "loops": sh("losetup", "--noheadings", "--output", "NAME,BACK-FILE,RO"),
+            "files": "\n".join(files),
+            "dev": "\n".join(sorted(os.listdir("/dev"))),
+        } | {device: digest(device) for device in devices}
+
+    def assert_clean(self, origin: str, table: str) -> None:
+        """Nothing of dmcopy's is left, and the origin is as it was and takes writes."""
+        assert sh("dmsetup", "table", origin) == table
+        assert not is_suspended(origin)
+        assert "Inactive" not in sh("dmsetup", "info", origin)
+        uuids = sh("dmsetup", "info", "--columns", "--noheadings", "-o", "name,uuid")
+        assert "DMCOPY" not in uuids
+        until(
+            lambda: str(self.folder / "state") not in sh("losetup", "--list", "-O", "BACK-FILE"),
+            "the loop device went",
+            patience=5,
+        )
+        left = [str(p) for p in self.folder.rglob("*") if p.suffix in (".cow", ".partial")]
+        assert left == []
+        until(lambda: not helpers(), "worker and dead man ended", patience=5 + SLACK)
+        keys = [line.split()[0] for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]]
+        assert not [key for key in keys if (int(key) & 0xFFFFFFFF) >> 16 == 0x0D4D]
+        assert timed_write(origin) < 1 + SLACK
+
+
+def digest(path: str) -> str:
+    """Give a digest of all bytes, read past the page cache."""
+    with mmap.mmap(-1, 1 << 20) as block:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        try:
+            found = hashlib.sha256()
+            while got := os.readv(fd, [block]):
+                found.update(memoryview(block)[:got])
+            return found.hexdigest()
+        finally:
+            os.close(fd)
+
+
+@contextmanager
+def scene(name: str) -> Iterator[Scene]:
+    """Give a scene; everything is taken down again."""
+    stage = Stage(f"dmct-{name}")
+    try:
+        yield Scene(stage)
+    finally:
+        patiently("udevadm", "settle", "--timeout=20")
+        stage.close()

@@ -1,0 +1,271 @@
+"""Whatever is killed, and wherever: the origin takes writes at once, and rescue mends the rest.
+
+The steps are not listed here: `killer` counts them, and each run dies one step later than the
+one before, until a run ends by itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from dmcopy.cli.common import Context
+from dmcopy.kernel.dmioctl import DmIoctl
+from dmcopy.stack import steps
+from tests.lab import killer, stamp
+from tests.lab.scene import SLACK, Ran, Scene, helpers, scene, timed_write, until
+from tests.lab.stage import sh
+
+pytestmark = pytest.mark.lab
+
+MIB = 8
+UML = os.environ.get("LAB_GUEST") == "uml"
+
+
+@pytest.fixture
+def at() -> Iterator[Scene]:
+    with scene("kill") as here:
+        yield here
+
+
+class Torture:
+    """One origin under load, one job name, killed again and again."""
+
+    def __init__(self, here: Scene, destination: str) -> None:
+        self.here = here
+        self.origin = here.origin(MIB)
+        self.table = sh("dmsetup", "table", self.origin)
+        self.note = here.folder / "blown"
+        self.argv = ("copy", self.origin, destination, "--name", "torture", "--json")
+
+    def kill(self, step: int, who: str, *, again: int = 0) -> tuple[Ran, str]:
+        """Run until the fuse blows at *step*; give how it ended, and what the step was."""
+        self.note.unlink(missing_ok=True)
+
+        def prepare() -> Context:
+            return killer.context(step, who, self.note, again=again)
+
+        ran = self.here.fork(*self.argv, prepare=prepare)
+        # Before anybody mends anything: the application's writes go on at once.
+        assert timed_write(self.origin) < 1 + SLACK, self.note
+        return ran, self.note.read_text() if self.note.exists() else ""
+
+    def rescue(self, where: str) -> None:
+        ran = self.here.fork("rescue")
+        assert ran.status == 0, f"{where}: {ran}"
+        self.here.assert_clean(self.origin, self.table)
+        again = self.here.fork("rescue")
+        assert (again.status, again.stdout) == (0, "nothing to rescue\n"), where
+
+    def copy_again(self) -> None:
+        """The same job, as if nothing had been, proved by a load that can be proved."""
+        image = str(self.here.folder / "proof.img")
+        stamp.fill(self.origin, seed=1)
+        with self.here.load(self.origin) as log:
+            ran = self.here.run(
+                "copy", self.origin, f"image:{image}", "--name", "torture", "--verify", "--json"
+            )
+            time.sleep(0.2)
+        assert ran.status == 0, ran
+        begun = ran.event("begun")
+        begin = nanoseconds(begun["begin_time"])
+        end = begin + int(begun["hold_seconds"][0] * 1e9)
+        verdict = stamp.check(image, log, 1, t0=begin, t1=end)
+        assert verdict.is_good, verdict.wrong
+        os.unlink(image)
+        self.here.assert_clean(self.origin, self.table)
+
+
+def nanoseconds(iso: str) -> int:
+    whole, fraction = iso.removesuffix("Z").split(".")
+    return int(datetime.fromisoformat(f"{whole}+00:00").timestamp()) * 10**9 + int(fraction)
+
+
+def every_step(
+    torture: Torture, who: str, after: Callable[[Ran, str], None], *, step: int = 1, again: int = 0
+) -> int:
+    """Kill at each *step*-th step until a run ends without; give how many were killed."""
+    with torture.here.load(torture.origin):
+        for number in itertools.count(1):
+            ran, where = torture.kill(number * step, who, again=again)
+            if not where:
+                assert ran.status == 0, ran
+                return number - 1
+            after(ran, where)
+    raise AssertionError("not reached")
+
+
+def test_killed_control_leaves_nothing_that_rescue_does_not_mend(at: Scene) -> None:
+    torture = Torture(at, at.stage.disk(MIB))
+
+    def after(ran: Ran, where: str) -> None:
+        assert ran.status == -signal.SIGKILL, f"{where}: {ran}"
+        torture.rescue(where)
+
+    assert every_step(torture, "control", after) > 50
+    torture.copy_again()
+
+
+def test_killed_control_and_worker_leave_no_unfinished_image(at: Scene) -> None:
+    torture = Torture(at, f"image:{at.folder}/copy.img")
+
+    def after(ran: Ran, where: str) -> None:
+        assert ran.status == -signal.SIGKILL, f"{where}: {ran}"
+        torture.rescue(where)
+        (at.folder / "copy.img").unlink(missing_ok=True)  # it was complete already
+
+    assert every_step(torture, "both", after, step=5) > 9
+    torture.copy_again()
+
+
+def test_killed_worker_is_noticed_and_everything_is_undone(at: Scene) -> None:
+    torture = Torture(at, f"image:{at.folder}/copy.img")
+
+    def after(ran: Ran, where: str) -> None:
+        image = at.folder / "copy.img"
+        if ran.status == 0:  # there was no worker yet, or it had done everything
+            assert image.exists()
+        else:
+            assert ran.status == 1, f"{where}: {ran}"
+            assert ran.said == "dmcopy: the copy worker died (killed by SIGKILL)", where
+            assert not image.exists()
+        image.unlink(missing_ok=True)
+        # A worker has no chance to remove what it was writing; control does it, or rescue.
+        at.assert_clean(torture.origin, torture.table)
+        assert at.fork("rescue").stdout == "nothing to rescue\n", where
+
+    assert every_step(torture, "worker", after, step=4) > 12
+    torture.copy_again()
+
+
+@pytest.mark.parametrize(("name", "again"), [("SIGINT", 0), ("SIGTERM", 3), ("SIGINT", 9)])
+def test_interrupted_anywhere_even_twice_leaves_nothing(at: Scene, name: str, again: int) -> None:
+    torture = Torture(at, f"image:{at.folder}/copy.img")
+    image = at.folder / "copy.img"
+
+    def after(ran: Ran, where: str) -> None:
+        assert ran.status == 5 or (ran.status == 0 and image.exists()), f"{where}: {ran}"
+        if ran.status == 5:
+            assert ran.said == f"dmcopy: interrupted by {name}", where
+            assert ran.event("ended")["state"] == "cancelled"
+        image.unlink(missing_ok=True)
+        at.assert_clean(torture.origin, torture.table)
+        assert at.fork("rescue").stdout == "nothing to rescue\n", where
+
+    every_step(torture, name, after, step=3, again=again)
+    torture.copy_again()
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("step", range(34, 44, 3))
+def test_killed_around_begin_time(at: Scene, step: int) -> None:
+    torture = Torture(at, at.stage.disk(MIB))
+    with at.load(torture.origin):
+        ran, where = torture.kill(step, "control")
+        assert (ran.status, bool(where)) == (-signal.SIGKILL, True)
+        torture.rescue(where)
+
+
+# while the copy runs
+
+
+@pytest.fixture
+def slowly(at: Scene) -> tuple[Scene, str, str]:
+    """Give an origin and a destination that takes its time."""
+    return at, at.origin(16), at.slow(at.stage.disk(16), write_ms=400)
+
+
+def test_ctrl_c_in_mid_copy_is_status_5(slowly: tuple[Scene, str, str]) -> None:
+    at, origin, destination = slowly
+    table = sh("dmsetup", "table", origin)
+    with at.load(origin):
+        running = at.start("copy", origin, destination, "--json", "--segment", "1m")
+        running.wait_for("begun")
+        running.wait_for("progress")
+        running.kill(signal.SIGINT)
+        running.kill(signal.SIGINT)
+        ran = running.ended()
+        assert ran.status == 5, ran
+        assert ran.said == "dmcopy: interrupted by SIGINT"
+        assert ran.event("ended")["exit_status"] == 5
+        at.assert_clean(origin, table)
+
+
+@pytest.mark.proof
+def test_killed_in_mid_copy_is_mended_by_rescue(slowly: tuple[Scene, str, str]) -> None:
+    at, origin, destination = slowly
+    table = sh("dmsetup", "table", origin)
+    with at.load(origin):
+        running = at.start("copy", origin, destination, "--json", "--segment", "1m")
+        running.wait_for("progress")
+        running.kill()
+        assert running.ended().status == -signal.SIGKILL
+        assert timed_write(origin) < 1 + SLACK
+        until(lambda: not helpers(), "the worker died with control", patience=5 + SLACK)
+        assert at.run("rescue").status == 0
+        at.assert_clean(origin, table)
+
+
+def test_rescue_lets_a_running_job_alone(slowly: tuple[Scene, str, str]) -> None:
+    at, origin, destination = slowly
+    running = at.start("copy", origin, destination, "--name", "busy", "--json", "--segment", "1m")
+    with at.load(origin):
+        running.wait_for("progress")
+        spliced = sh("dmsetup", "table", origin)
+        refused = at.fork("rescue", "busy")
+        assert (refused.status, refused.stdout) == (3, "")
+        assert "job busy is running (pid " in refused.said
+        assert at.fork("rescue").stdout == "nothing to rescue\n"
+        assert sh("dmsetup", "table", origin) == spliced
+        ran = running.ended()
+        assert ran.status == 0, ran
+
+
+def test_rescue_names_what_it_cannot_remove(
+    slowly: tuple[Scene, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, origin, destination = slowly
+    table = sh("dmsetup", "table", origin)
+    running = at.start("copy", origin, destination, "--name", "stuck", "--json", "--segment", "1m")
+    running.wait_for("progress")
+    running.kill()
+    running.ended()
+    until(lambda: not helpers(), "the worker died with control", patience=5 + SLACK)
+    monkeypatch.setattr(steps, "_BUSY_SECONDS", 0.3)  # 10 s each otherwise
+    fd = os.open("/dev/mapper/dmcopy-stuck-snap", os.O_RDONLY)
+    try:
+        ran = at.fork("rescue", prepare=lambda: Context(dm=DmIoctl(retry=0.1)))
+        assert ran.status == 6, ran
+        assert "dmcopy-stuck-snap" in ran.said
+        assert ran.said.endswith("run: dmcopy rescue")
+        assert sh("dmsetup", "table", origin) == table, "the origin comes first"
+        assert timed_write(origin) < 1 + SLACK
+    finally:
+        os.close(fd)
+    assert at.fork("rescue").status == 0
+    at.assert_clean(origin, table)
+    assert at.fork("rescue", "stuck").stdout == "nothing to rescue\n"
+
+
+def test_rescue_keeps_the_file_under_a_cow_device_of_the_users(at: Scene) -> None:
+    origin = at.origin(16)
+    destination = at.slow(at.stage.disk(16), write_ms=400)
+    file = Path(at.stage.file(32))
+    cow = at.stage.disk(file=str(file))
+    running = at.start(
+        "copy", origin, destination, "--cow", cow, "--name", "mine", "--json", "--segment", "1m"
+    )
+    with at.load(origin):
+        running.wait_for("progress")
+        running.kill()
+        running.ended()
+        assert at.fork("rescue").status == 0
+    assert file.exists(), "rescue removed a file of the user's"
+    assert cow in sh("losetup", "--noheadings", "--output", "NAME").split()
