@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from lab.guest import ENGINES, Disk, LabError, run
+from lab.check import check, write_junit
+from lab.guest import ENGINES, GUESTS, Disk, LabError, run
+from lab.install import install
 
 
 def _options() -> argparse.ArgumentParser:
@@ -29,6 +31,12 @@ def _options() -> argparse.ArgumentParser:
     verb.add_argument("command", nargs="+")
     verb = verbs.add_parser("shell", parents=[guest], help="an interactive shell")
     verb.add_argument("--timeout", type=float, default=86400.0, metavar="SECONDS")
+    verb = verbs.add_parser("install", help="install what is missing, and say what")
+    verb.add_argument("--engine", choices=ENGINES, action="append")
+    verb = verbs.add_parser("check", help="prove that a status comes back and no false one does")
+    verb.add_argument("--engine", choices=ENGINES, action="append")
+    verb.add_argument("--brief", action="store_true", help="two boots an engine")
+    verb.add_argument("--junit", type=Path, metavar="FILE")
     return parser
 
 
@@ -42,6 +50,14 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
+        if options.verb == "install":
+            install(options.engine or GUESTS)
+            return 0
+        if options.verb == "check":
+            outcomes = check(options.engine or GUESTS, brief=options.brief)
+            if options.junit:
+                write_junit(outcomes, options.junit)
+            return int(any(outcome.fault for outcome in outcomes))
         result = run(
             options.command if options.verb == "run" else ["/bin/bash", "--login"],
             engine=options.engine,

@@ -24,7 +24,8 @@ from typing import Final, NamedTuple, Protocol
 from lab import follow, terminal
 
 CHECKOUT: Final = Path(__file__).resolve().parent.parent
-ENGINES: Final = ("uml", "qemu", "host")
+GUESTS: Final = ("uml", "qemu")
+ENGINES: Final = (*GUESTS, "host")
 
 NO_STATUS: Final = 255  # the guest did not boot, panicked, or gave no exit status
 TIME_LIMIT: Final = 124  # as timeout(1) says it

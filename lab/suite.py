@@ -1,0 +1,255 @@
+"""Everything that must hold, by one command: linters, unit tests, and both kernels.
+
+What is counted comes from junit-xml, and is compared with what was collected beforehand: a
+guest that did not boot, a test that was skipped, deselected or lost on the way is a failure.
+Each step writes a log; the logs are printed whole at the end, then one line for each step, and
+last of all ``N passed, N failed``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+from xml.etree import ElementTree as ET
+
+from lab.guest import CHECKOUT, venv
+
+_HEARTBEAT: Final = 20.0  # seconds
+_ENDS: Final = (" PASSED", " FAILED", " ERROR", " SKIPPED")
+
+
+class Count(NamedTuple):
+    """What a junit file says."""
+
+    passed: int
+    failed: int
+    skipped: int
+
+    @property
+    def ran(self) -> int:
+        """Give the number of tests that were begun."""
+        return self.passed + self.failed + self.skipped
+
+
+@dataclass
+class Step:
+    """One program of the suite, and where it writes what."""
+
+    name: str
+    argv: Sequence[str]
+    directory: Path
+    collect: Sequence[str] = ()  # pytest arguments: how many tests there must be
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    seconds: float = 0.0
+    expected: int | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log.txt"
+
+    @property
+    def junit(self) -> Path:
+        return self.directory / "junit.xml"
+
+
+def count(text: str) -> Count:
+    """Count the test cases of a junit file.
+
+    A case is listed twice by pytest when its test failed and its teardown as well.
+    """
+    worst: dict[tuple[str, str], int] = {}
+    for case in ET.fromstring(text).iter("testcase"):  # noqa: S314 (our own file)
+        kinds = {child.tag for child in case}
+        rank = 2 if kinds & {"failure", "error"} else 1 if "skipped" in kinds else 0
+        key = (case.get("classname", ""), case.get("name", ""))
+        worst[key] = max(worst.get(key, 0), rank)
+    ranks = list(worst.values())
+    return Count(ranks.count(0), ranks.count(2), ranks.count(1))
+
+
+def judge(status: int, found: Count | None, expected: int | None) -> tuple[Count, list[str]]:
+    """Turn a step's exit status and tests into the count to report, and the reasons.
+
+    Whatever did not pass has failed: skipped, lost, or a status that no failed test explains.
+    """
+    if found is None:
+        lost = max(expected or 0, 1)
+        return Count(0, lost, 0), [f"no result of any test (exit status {status})"]
+    why = []
+    failed = found.failed
+    if failed:
+        why.append(f"{failed} failed")
+    if found.skipped:
+        failed += found.skipped
+        why.append(f"{found.skipped} skipped")
+    if expected is not None and found.ran < expected:
+        failed += expected - found.ran
+        why.append(f"{expected - found.ran} of {expected} did not run")
+    if found.ran == 0:
+        failed += 1
+        why.append("no test ran")
+    if status and not failed:
+        failed += 1
+        why.append(f"exit status {status}")
+    return Count(found.passed, failed, 0), why
+
+
+def collected(arguments: Sequence[str]) -> int | None:
+    """Count the tests that pytest would run; None when it cannot even collect them."""
+    argv = [str(venv() / "bin/python"), "-m", "pytest", "--collect-only", "-q", *arguments]
+    env = dict(os.environ, LAB_GUEST="collect")
+    done = subprocess.run(argv, cwd=CHECKOUT, env=env, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 5):  # 5: there are none
+        print(done.stdout + done.stderr, flush=True)
+        return None
+    return sum("::" in line for line in done.stdout.splitlines())
+
+
+def steps(where: Path, wanted: Sequence[str]) -> dict[str, Step]:
+    """Give the suite's steps by name."""
+    python = str(venv() / "bin/python")
+    pytest = [python, "-m", "pytest", "-v", "--color=no"]
+    lab = [python, "-m", "lab"]
+
+    def guest(engine: str, seconds: int, tests: Sequence[str]) -> Step:
+        directory = where / engine
+        return Step(
+            engine,
+            [
+                *lab, "run", "--engine", engine, "--memory", "2G", "--timeout", str(seconds),
+                "--artefacts", str(directory), "--",
+                *pytest, f"--junit-xml={directory / 'junit.xml'}", *tests,
+            ],
+            directory,
+            collect=tests,
+        )  # fmt: skip
+
+    def boots(engine: str, *more: str) -> Step:
+        directory = where / f"check-{engine}"
+        junit = ["--junit", str(directory / "junit.xml")]
+        return Step(directory.name, [*lab, "check", "--engine", engine, *junit, *more], directory)
+
+    host = where / "host"
+    every = ["tests/test_linters.py", "tests/unit", "tests/contract"]
+    all_steps = [
+        Step("host", [*pytest, f"--junit-xml={host / 'junit.xml'}", *every], host, collect=every),
+        boots("uml"),
+        guest("uml", 1000, ["tests/lab"]),
+        boots("qemu", "--brief"),
+        guest("qemu", 1000, ["tests/lab", "-m", "proof", "--timeout=600"]),
+    ]
+    return {step.name: step for step in all_steps if step.name in wanted}
+
+
+def _start(step: Step) -> None:
+    step.directory.mkdir(parents=True, exist_ok=True)
+    step.junit.unlink(missing_ok=True)
+    with step.log.open("wb") as log:
+        step.started = time.monotonic()
+        step.process = subprocess.Popen(
+            step.argv,
+            cwd=CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(os.environ, PYTHONUNBUFFERED="1"),
+        )
+
+
+def _pulse(step: Step) -> str:
+    text = step.log.read_text(errors="replace")
+    ended = sum(any(end in line for end in _ENDS) for line in text.splitlines())
+    return f"{step.name} {ended} done"
+
+
+def _run_chains(chains: Sequence[Sequence[Step]]) -> None:
+    """Run the chains side by side, the steps of each one after the other."""
+    waiting = [list(chain) for chain in chains]
+    running: list[tuple[Step, list[Step]]] = []
+    began = beat = time.monotonic()
+    try:
+        while any(waiting) or running:
+            for chain in waiting:
+                if chain and not any(own is chain for _, own in running):
+                    _start(chain[0])
+                    running.append((chain.pop(0), chain))
+            time.sleep(0.2)
+            for pair in list(running):
+                step, _ = pair
+                if step.process is not None and step.process.poll() is not None:
+                    step.seconds = time.monotonic() - step.started
+                    running.remove(pair)
+                    print(f"[{time.monotonic() - began:4.0f} s] {_pulse(step)}, ended", flush=True)
+            if time.monotonic() - beat > _HEARTBEAT and running:
+                beat = time.monotonic()
+                pulses = "; ".join(_pulse(step) for step, _ in running)
+                print(f"[{beat - began:4.0f} s] {pulses}", flush=True)
+    finally:
+        for step, _ in running:
+            if step.process is not None:
+                with suppress(ProcessLookupError):
+                    step.process.send_signal(signal.SIGTERM)
+                step.process.wait()
+
+
+def _report(chosen: Sequence[Step]) -> int:
+    passed = failed = 0
+    lines = []
+    for step in chosen:
+        print(f"\n===== {step.name} =====", flush=True)
+        print(step.log.read_text(errors="replace") if step.log.exists() else "(not started)")
+        found = None
+        if step.junit.exists():
+            with suppress(ET.ParseError):
+                found = count(step.junit.read_text())
+        status = step.process.returncode if step.process is not None else -1
+        result, why = judge(status, found, step.expected)
+        passed += result.passed
+        failed += result.failed
+        lines.append(
+            f"{step.name:12} {result.passed:4} passed {result.failed:4} failed "
+            f"{step.seconds:6.0f} s  {', '.join(why)}".rstrip()
+        )
+    print("\n" + "\n".join(lines))
+    print(f"{passed} passed, {failed} failed", flush=True)
+    return 1 if failed else 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the suite; 0 only when every test passed."""
+    names = ("host", "check-uml", "uml", "check-qemu", "qemu")
+    parser = argparse.ArgumentParser(prog="python -m lab.suite", description=__doc__)
+    parser.add_argument("--only", action="append", choices=names)
+    parser.add_argument("--one-by-one", action="store_true", help="the guests not side by side")
+    options = parser.parse_args(argv)
+    where = CHECKOUT / ".lab" / "suite"
+    by_name = steps(where, options.only or names)
+    chosen = list(by_name.values())
+    for step in chosen:
+        if step.collect:
+            step.expected = collected(step.collect)
+    print("running: " + ", ".join(f"{s.name} ({s.expected or 'some'} tests)" for s in chosen))
+
+    def chain(*wanted: str) -> list[Step]:
+        return [by_name[name] for name in wanted if name in by_name]
+
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    # The host's tests first and alone: some of them measure time.
+    _run_chains([chain("host")])
+    guests = [chain("check-uml", "uml"), chain("check-qemu", "qemu")]
+    _run_chains([[*guests[0], *guests[1]]] if options.one_by_one else guests)
+    return _report(chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
