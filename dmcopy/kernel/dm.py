@@ -5,7 +5,9 @@ is no such device and `DmBusy` for EBUSY.  Devices whose uuid starts with ``DMCO
 ours: both backends create, resume and remove them with the udev flags that keep them out of
 /dev/disk/by-* and of LVM and blkid scans, and wait for udev where it runs.  Any other device
 is resumed without a cookie, so that udev keeps the flags its owner gave it
-(rules.d/55-dm.rules: without DM_PRIMARY_SOURCE_FLAG the old flags are imported).
+(rules.d/55-dm.rules: without DM_UDEV_PRIMARY_SOURCE_FLAG the old flags are imported); dmsetup
+cannot do that, see there.  What never logs, forks or touches a file, and so may be called
+while I/O is held, is in `dmioctl` only.
 
 Kernel: include/uapi/linux/dm-ioctl.h, drivers/md/dm-ioctl.c.
 """
