@@ -48,14 +48,14 @@ class CowSpec:
             return cls(size=parse_size(text))
         except ValueError:
             pass
+        if text.startswith("/dev/"):  # its name may have a colon, and no file is ever made there
+            return cls(device=text)
         file, colon, size = text.rpartition(":")
         if colon and file.startswith(("/", "./", "../")):
             try:
                 return cls(file=file, size=parse_size(size))
             except ValueError:
                 pass
-        if text.startswith("/dev/"):
-            return cls(device=text)
         raise UsageError(
             f"'{text}' is not a COW device: say auto, a size (20g), a device (/dev/vg0/spare), "
             "or a file and its size (/var/tmp/cow:20g)"

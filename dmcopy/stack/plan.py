@@ -135,6 +135,7 @@ class Plan:
                     log.debug("undo failed", exc_info=True)
                     left.append(f"{step}: {exc}")
                     kept.append(step)
-        self._started = kept[::-1]
+            # still inside: a signal that waited is raised where the block ends
+            self._started = kept[::-1]
         if left:
             raise LeftBehind(left, job=self.job)

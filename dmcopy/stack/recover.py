@@ -18,6 +18,7 @@ from dmcopy.core.targets.snapshot import SnapshotOrigin
 from dmcopy.errors import DmcopyError, DmFailed
 from dmcopy.kernel.dm import Dm, DmInfo
 from dmcopy.kernel.sysfs import Sysfs
+from dmcopy.stack.cow import cow_file_name
 from dmcopy.stack.names import Role, owner
 from dmcopy.stack.plan import signals_deferred
 from dmcopy.stack.steps import remove_device, restore_origin
@@ -54,8 +55,18 @@ class Remains:
                 for origin in self.origins
             ),
             *(f"device {info.name}" for info in self.devices.values()),
-            *(f"loop device over {file}" for _, file in self.loops),
+            *(f"loop device over {file}" for file in sorted(self.cow_files())),
         ]
+
+    def cow_files(self) -> set[str]:
+        """Give the COW files that are known to be ours by their name.
+
+        A loop device under the COW device may as well be the user's own, over a file of his
+        (``--cow /dev/loop0``).  A file that he named himself (``--cow FILE:SIZE``) is in the
+        journal.
+        """
+        ours = cow_file_name(self.job)
+        return {file for _, file in self.loops if Path(file).name == ours}
 
 
 def find_remains(dm: Dm, sysfs: Sysfs) -> dict[str, Remains]:
@@ -94,8 +105,13 @@ def _is_over(table: Table, source: str) -> bool:
 
 
 def _loops(sysfs: Sysfs, devnos: Iterable[str]) -> list[tuple[str, str]]:
-    files = ((devno, sysfs.loop_backing_file(devno)) for devno in devnos)
-    return [(devno, file.removesuffix(" (deleted)")) for devno, file in files if file]
+    loops = []
+    for devno in devnos:
+        with suppress(FileNotFoundError):  # it may have gone meanwhile
+            file = sysfs.loop_backing_file(devno).removesuffix(" (deleted)")
+            if file:
+                loops.append((devno, file))
+    return loops
 
 
 def take_apart(dm: Dm, remains: Remains) -> tuple[list[str], list[str]]:

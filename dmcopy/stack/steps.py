@@ -77,6 +77,7 @@ class CowFile(Step):
     def __init__(self, path: Path, size: Bytes) -> None:
         self.path = path
         self._size = size
+        self._somebody_elses = False
 
     def __str__(self) -> str:
         return f"allocate COW file {self.path}"
@@ -94,12 +95,14 @@ class CowFile(Step):
             finally:
                 os.close(fd)
         except OSError as exc:
+            self._somebody_elses = isinstance(exc, FileExistsError)
             raise DmcopyError(
                 f"cannot allocate {self._size} bytes for COW file {self.path}: {exc.strerror}"
             ) from exc
 
     def undo(self) -> None:
-        self.path.unlink(missing_ok=True)
+        if not self._somebody_elses:
+            self.path.unlink(missing_ok=True)
 
 
 class AttachLoop(Step):

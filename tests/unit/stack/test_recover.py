@@ -1,0 +1,101 @@
+"""Rescue, from nothing but what the kernel holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dmcopy.errors import DmBusy
+from dmcopy.kernel.sysfs import Sysfs
+from dmcopy.stack import steps
+from dmcopy.stack.names import Role, device_name, device_uuid
+from dmcopy.stack.recover import find_remains, remove_files, take_apart
+from tests.unit.fake_dm import FakeDm
+
+TABLE = "0 2048 linear 8:0 0"
+
+
+@pytest.fixture
+def sysfs(tmp_path: Path) -> Sysfs:
+    return Sysfs(str(tmp_path / "sys"), str(tmp_path / "proc"), str(tmp_path / "dev"))
+
+
+def _add(dm: FakeDm, role: Role, table: str) -> str:
+    return dm.add(device_name("j", role), table, uuid=device_uuid("j", role)).devno
+
+
+@pytest.fixture
+def dm() -> FakeDm:
+    """A job that was killed in mid-copy."""
+    dm = FakeDm()
+    source = _add(dm, Role.SOURCE, TABLE)
+    cow = _add(dm, Role.COW, "0 512 linear 7:0 0")
+    _add(dm, Role.SNAP, f"0 2048 snapshot {source} {cow} P 128")
+    dm.add("data", f"0 2048 snapshot-origin {source}", opened=1)
+    dm.add("other", "0 8 linear 8:16 0", uuid="LVM-x")
+    return dm
+
+
+def test_spliced_origin_gets_its_table_back_before_anything_is_removed(
+    dm: FakeDm, sysfs: Sysfs
+) -> None:
+    remains = find_remains(dm, sysfs)
+    assert list(remains) == ["j"]
+    done, left = take_apart(dm, remains["j"])
+    assert left == []
+    assert "gave data its table back" in done
+    assert str(dm.all["data"].live) == TABLE
+    assert set(dm.all) == {"data", "other"}
+    assert dm.calls[:2] == ["load data", "resume data"]
+    assert find_remains(dm, sysfs) == {}
+
+
+def test_loaded_table_of_ours_is_dropped(dm: FakeDm, sysfs: Sysfs) -> None:
+    data = dm.all["data"]
+    data.live, data.inactive = dm.all[device_name("j", Role.SOURCE)].live, data.live
+    done, left = take_apart(dm, find_remains(dm, sysfs)["j"])
+    assert left == []
+    assert "dropped the loaded table of data" in done
+    assert data.inactive is None
+    assert str(data.live) == TABLE
+
+
+def test_table_that_somebody_else_loaded_is_left_alone(dm: FakeDm, sysfs: Sysfs) -> None:
+    foreign = dm.all["other"].live
+    dm.all["data"].live = dm.all["data"].inactive = foreign
+    take_apart(dm, find_remains(dm, sysfs)["j"])
+    assert dm.all["data"].live == dm.all["data"].inactive == foreign
+
+
+def test_suspended_origin_is_resumed_with_its_own_table(dm: FakeDm, sysfs: Sysfs) -> None:
+    dm.all["data"].suspended = True
+    take_apart(dm, find_remains(dm, sysfs)["j"])
+    assert not dm.all["data"].suspended
+    assert str(dm.all["data"].live) == TABLE
+
+
+def test_device_that_is_held_is_named_and_the_others_go(
+    dm: FakeDm, sysfs: Sysfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "_BUSY_SECONDS", 0.0)
+    snap = device_name("j", Role.SNAP)
+    dm.fail[f"remove {snap}"] = DmBusy("remove", snap, "Device or resource busy")
+    done, left = take_apart(dm, find_remains(dm, sysfs)["j"])
+    assert any(snap in line for line in left)
+    assert "gave data its table back" in done
+    assert str(dm.all["data"].live) == TABLE
+
+
+def test_files_are_removed_and_missing_ones_are_no_failure(tmp_path: Path) -> None:
+    file = tmp_path / "cow"
+    file.write_text("x")
+    done, left = remove_files([str(file), str(tmp_path / "gone")])
+    assert (done, left) == ([f"removed {file}"], [])
+    assert not file.exists()
+
+
+def test_file_that_cannot_be_removed_is_named(tmp_path: Path) -> None:
+    done, left = remove_files([str(tmp_path)])
+    assert done == []
+    assert str(tmp_path) in left[0]
