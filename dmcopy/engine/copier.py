@@ -128,6 +128,7 @@ class Copier:
         progress: Callable[[Counts], None] = lambda counts: None,
         stop: Stop | None = None,
         clock: Callable[[], float] = time.monotonic,
+        cpus: int | None = None,
     ) -> None:
         """Read with *reader*, write to *sink* through the buffers of *pool*.
 
@@ -140,7 +141,7 @@ class Copier:
         self._progress = progress
         self._clock = clock
         self._told = clock()
-        self._pipeline = Pipeline(pool, stop if stop is not None else Stop())
+        self._pipeline = Pipeline(pool, stop if stop is not None else Stop(), cpus=cpus)
         # read and from_cow belong to the reading thread, the others to the writing one
         self._from_cow: dict[Sectors, Bytes] = {}
         self._done = self._cow = self._zero = 0

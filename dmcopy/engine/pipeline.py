@@ -6,14 +6,20 @@ back, and only then it is raised.  Nothing here knows what is in a buffer.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Final, TypeAlias
 
 from dmcopy.core.extent import Extent
 from dmcopy.engine.buffers import Buffer, BufferPool
 from dmcopy.errors import Interrupted
+
+_LOOK_EVERY: Final = 8  # extents
+_BUSY: Final = 0.7  # of the time on the CPU: then nothing can be done meanwhile
 
 Work: TypeAlias = Callable[[Extent, Buffer], None]
 
@@ -50,11 +56,16 @@ class _Filled:
 
 
 class Pipeline:
-    """Runs one pass over some extents; may be used again after it."""
+    """Runs one pass over some extents; may be used again after it.
 
-    def __init__(self, pool: BufferPool, stop: Stop) -> None:
+    With one CPU, threads pay only where a device works while the CPU does not: so there a
+    pass begins without them, and they come in as soon as the CPU is seen to be idle.
+    """
+
+    def __init__(self, pool: BufferPool, stop: Stop, *, cpus: int | None = None) -> None:
         """Work with the buffers of *pool*; *stop* ends a run within one piece of work."""
         self._pool: Final = pool
+        self._cpus: Final = len(os.sched_getaffinity(0)) if cpus is None else cpus
         self._stop: Final = stop
         self._lock: Final = threading.Lock()
         self._error: BaseException | None = None
@@ -68,25 +79,58 @@ class Pipeline:
         asked to stop.
         """
         self._error = self.failed_at = None
-        lanes = [_Lane(self, consume) for consume in consumers]
-        try:
-            for lane in lanes:
-                lane.start()
-            for at in extents:
-                if self._error is not None:
-                    break
-                self._stop.check()
-                self._fill(at, fill, lanes)
-        except BaseException as exc:  # raised again below, once the threads are joined
-            self.fail(exc, None)
-        finally:
-            for lane in lanes:
-                lane.end()
+        waiting = iter(extents)
+        if self._cpus == 1:
+            self._run_alone(waiting, fill, consumers)
+        if self._error is None:
+            self._run_threads(waiting, fill, consumers)
         if self._error is None:
             self._stop.check()  # what came last may have been dropped
             return
         error, self._error = self._error, None
         raise error
+
+    def _run_alone(self, extents: Iterator[Extent], fill: Work, consumers: Sequence[Work]) -> None:
+        """Do everything in the calling thread, for as long as the CPU is the limit."""
+        buffer = self._pool.take()
+        at: Extent | None = None
+        wall, busy = time.monotonic(), time.process_time()
+        try:
+            for count, at in enumerate(extents, 1):
+                self._stop.check()
+                fill(at, buffer)
+                for consume in consumers:
+                    consume(at, buffer)
+                if count % _LOOK_EVERY == 0:
+                    now, used = time.monotonic(), time.process_time()
+                    if used - busy < _BUSY * (now - wall):
+                        return
+                    wall, busy = now, used
+        except BaseException as exc:  # raised again by run
+            self.fail(exc, at)
+        finally:
+            self._pool.give(buffer)
+
+    def _run_threads(
+        self, extents: Iterator[Extent], fill: Work, consumers: Sequence[Work]
+    ) -> None:
+        first = next(extents, None)
+        if first is None:
+            return
+        lanes = [_Lane(self, consume) for consume in consumers]
+        try:
+            for lane in lanes:
+                lane.start()
+            for at in chain((first,), extents):
+                if self._error is not None:
+                    break
+                self._stop.check()
+                self._fill(at, fill, lanes)
+        except BaseException as exc:  # raised again by run, once the threads are joined
+            self.fail(exc, None)
+        finally:
+            for lane in lanes:
+                lane.end()
 
     def _fill(self, at: Extent, fill: Work, lanes: Sequence[_Lane]) -> None:
         # Never waits for ever: a lane gives buffers back also when it no longer works.

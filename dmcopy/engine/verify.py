@@ -35,6 +35,7 @@ class Verifier:
         progress: Callable[[Bytes], None] = lambda done: None,
         stop: Stop | None = None,
         clock: Callable[[], float] = time.monotonic,
+        cpus: int | None = None,
     ) -> None:
         """Read from *session* into the buffers of *pool*; *digest* is a new one."""
         self._session = session
@@ -42,7 +43,7 @@ class Verifier:
         self._progress = progress
         self._clock = clock
         self._told = clock()
-        self._pipeline = Pipeline(pool, stop if stop is not None else Stop())
+        self._pipeline = Pipeline(pool, stop if stop is not None else Stop(), cpus=cpus)
         self._done = 0
 
     @property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -63,9 +65,21 @@ def pool() -> Iterator[BufferPool]:
     assert threading.active_count() == before, "a thread is left"
 
 
+@pytest.fixture(params=[2, 1], ids=["threads", "one-cpu"])
+def cpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run with threads, and alone as on a machine with one CPU that is busy."""
+    count: int = request.param
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(count)))
+    monkeypatch.setattr(time, "process_time", time.monotonic)
+    return count
+
+
 @pytest.fixture
-def parts(pool: BufferPool) -> Parts:
+def parts(pool: BufferPool, cpus: int) -> Parts:
     return Parts(pool, content(LENGTH))
+
+
+needs_threads = pytest.mark.parametrize("cpus", [2], indirect=True)
 
 
 def test_every_segment_reaches_the_destination_also_the_short_last_one(parts: Parts) -> None:
@@ -165,6 +179,7 @@ def test_error_of_the_hasher_stops_everything(parts: Parts) -> None:
         Copier(reader, parts.session, parts.pool, digest=Broken()).copy(segments(LENGTH))
 
 
+@needs_threads
 def test_first_of_two_errors_wins(parts: Parts) -> None:
     parts.session.fails_at = Sectors(0)
     parts.session.error = DestinationFailed("first")
@@ -188,6 +203,7 @@ def test_first_of_two_errors_wins(parts: Parts) -> None:
         copier.copy(segments(LENGTH))
 
 
+@needs_threads
 def test_stop_ends_within_one_segment_and_drops_what_was_read(parts: Parts) -> None:
     class StoppingSource(FakeSource):
         def read(self, at: Extent, into: memoryview) -> None:
@@ -205,6 +221,7 @@ def test_stop_ends_within_one_segment_and_drops_what_was_read(parts: Parts) -> N
     assert parts.session.flushed == 0
 
 
+@needs_threads
 def test_stop_at_the_last_segment_is_no_success(parts: Parts) -> None:
     parts.session.gate.clear()
 
@@ -226,6 +243,7 @@ def test_nothing_is_read_when_it_was_stopped_before(parts: Parts) -> None:
     assert parts.source.reads == 0
 
 
+@needs_threads
 def test_slow_destination_does_not_make_the_reader_take_more_memory(parts: Parts) -> None:
     parts.session.gate.clear()
     thread = threading.Thread(target=lambda: parts.copier().copy(segments(LENGTH)))
@@ -239,6 +257,51 @@ def test_slow_destination_does_not_make_the_reader_take_more_memory(parts: Parts
     assert parts.session.data == parts.source.data
 
 
+def test_one_busy_cpu_copies_without_threads(
+    pool: BufferPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts(pool, content(LENGTH))
+    reader = SegmentReader(parts.source, parts.view, parts.validator)
+    monkeypatch.setattr(time, "process_time", time.monotonic)
+    monkeypatch.setattr(threading.Thread, "start", lambda self: pytest.fail("a thread"))
+    Copier(reader, parts.session, parts.pool, cpus=1).copy(segments(LENGTH))
+    assert parts.session.data == parts.source.data
+
+
+def test_one_idle_cpu_gets_threads_after_a_look(
+    pool: BufferPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts(pool, content(LENGTH))
+    reader = SegmentReader(parts.source, parts.view, parts.validator)
+    monkeypatch.setattr(time, "process_time", lambda: 0.0)
+    started: list[int] = []
+    start = threading.Thread.start
+
+    def noted(self: threading.Thread) -> None:
+        started.append(parts.source.reads)
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", noted)
+    Copier(reader, parts.session, parts.pool, cpus=1).copy(segments(LENGTH))
+    assert parts.session.data == parts.source.data
+    assert started == [8]
+
+
+def test_stop_ends_one_cpu_within_a_segment(pool: BufferPool) -> None:
+    parts = Parts(pool, content(LENGTH))
+
+    class StoppingSource(FakeSource):
+        def read(self, at: Extent, into: memoryview) -> None:
+            super().read(at, into)
+            parts.stop.set("stopped")
+
+    source = StoppingSource(parts.source.data)
+    reader = SegmentReader(source, parts.view, parts.validator)
+    with pytest.raises(Interrupted):
+        Copier(reader, parts.session, parts.pool, stop=parts.stop, cpus=1).copy(segments(LENGTH))
+    assert source.reads == 1
+
+
 def test_progress_is_told_five_times_a_second_and_at_the_end(parts: Parts) -> None:
     seconds = iter(n * 0.1 for n in range(1000))
     parts.copier(clock=lambda: next(seconds)).copy(segments(LENGTH))
@@ -247,6 +310,7 @@ def test_progress_is_told_five_times_a_second_and_at_the_end(parts: Parts) -> No
     assert [told.bytes_done for told in parts.told] == sorted(t.bytes_done for t in parts.told)
 
 
+@needs_threads
 def test_thread_that_cannot_start_is_an_error_not_a_hang(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
