@@ -211,6 +211,8 @@ def test_device_under_dm_is_refused(stage: Stage, around: Surroundings) -> None:
 def test_member_of_md_is_refused_while_it_runs_and_afterwards(
     stage: Stage, around: Surroundings
 ) -> None:
+    with open("/etc/mdadm/mdadm.conf", "a") as settings:  # the guest's own copy
+        settings.write("AUTO -all\n")  # else udev assembles it again at once
     one, two = stage.disk(16), stage.disk(16)
     md = stage.md(one, two)
     with pytest.raises(Refused, match="is part of /dev/md"):
@@ -327,6 +329,7 @@ def test_unfit_devices_are_refused(stage: Stage, around: Surroundings) -> None:
     refused(BlockDestination.parse(disk), around, "is too small", Sectors(LENGTH + 1))
     refused(BlockDestination.parse(stage.disk(16, sector=4096)), around, "blocks of 4096 bytes")
     sh("blockdev", "--setro", disk)
+    stage.later(sh, "blockdev", "--setrw", disk)  # a loop device stays read-only for its next user
     refused(BlockDestination.parse(disk), around, "is read-only|may not be written")
     with pytest.raises(Refused, match="is read-only; blockdev --setrw"):
         BlockDestination.parse(disk).check(LENGTH, around)
