@@ -1,0 +1,130 @@
+"""The command line: words in, exit status and one line out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dmcopy.cli.common import Context, default_name
+from dmcopy.cli.main import COMMANDS, main, parser
+from dmcopy.jobs.journal import Journal
+from dmcopy.jobs.spec import Places
+from dmcopy.jobs.state import State
+from dmcopy.stack.names import check_job
+from tests.unit.fake_dm import FakeDm
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    return Context(dm=FakeDm(), places=Places(tmp_path / "state", tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "COMMAND"),
+        (["nonsense"], "nonsense"),
+        (["copy"], "SOURCE, DESTINATION"),
+        (["copy", "/dev/x"], "DESTINATION"),
+        (["copy", "/dev/null", "/tmp/x"], "/dev/null is not a block device"),
+        (["copy", "/dev/no-such", "/tmp/x"], "/dev/no-such: No such file or directory"),
+        (["copy", "/etc/passwd", "/tmp/x"], "/etc/passwd is not a block device"),
+        (["copy", "/dev/x", "/tmp/x", "--chunk", "many"], "not a size"),
+        (["copy", "/dev/x", "/tmp/x", "--cow", "nonsense"], "not a COW device"),
+        (["copy", "/dev/x", "/tmp/x", "--hold-limit", "0"], "seconds above 0"),
+        (["copy", "/dev/x", "/tmp/x", "--hold-limit", "nan"], "seconds above 0"),
+        (["copy", "/dev/x", "/tmp/x", "--name", "a/b"], "cannot name a job"),
+        (["copy", "/dev/x", "/tmp/x", "--digest", "none", "--verify"], "--digest none"),
+        (["copy", "/dev/x", "/tmp/x", "--verif"], "--verif"),
+        (["copy", "/dev/x", "tape:/dev/st0"], "block"),
+        (["plan", "/dev/no-such", "/tmp/x"], "/dev/no-such"),
+        (["status", "nobody"], "there is no job nobody"),
+        (["rescue", "nobody"], "there is no job nobody"),
+        (["--log-level", "loud", "status"], "loud"),
+    ],
+)
+def test_mistake_is_said_in_one_line_with_status_2(
+    argv: list[str], said: str, context: Context, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(argv, context) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("dmcopy: ")
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_root_nothing_is_tried(
+    context: Context, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert main(["status"], context) == 1
+    assert "as root" in capsys.readouterr().err
+
+
+def test_status_without_jobs_makes_no_file(
+    context: Context, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["status"], context) == 0
+    assert main(["rescue"], context) == 0
+    assert capsys.readouterr().out == "no jobs\nnothing to rescue\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def _killed(context: Context, leftover: Path) -> None:
+    assert context.places is not None
+    with Journal(context.places.journal) as journal:
+        journal.define("a", {"source": "/dev/mapper/d", "destination": "image:/x"})
+        journal.may_leave("a", str(leftover))
+        journal.move("a", State.BEGUN)
+
+
+def test_job_that_was_killed_is_dead_until_it_is_rescued(
+    context: Context, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "dmcopy-a.cow"
+    file.write_text("x")
+    _killed(context, file)
+    assert main(["status", "--json"], context) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert (status["event"], status["job"], status["dead"]) == ("status", "a", True)
+    assert main(["status", "a"], context) == 0
+    assert "dmcopy rescue a" in capsys.readouterr().out
+    assert main(["rescue", "--dry-run"], context) == 0
+    assert file.exists()
+    capsys.readouterr()
+    assert main(["rescue", "a"], context) == 0
+    assert f"removed {file}" in capsys.readouterr().out
+    assert not file.exists()
+    assert main(["status", "--json"], context) == 0
+    assert json.loads(capsys.readouterr().out)["dead"] is False
+    assert main(["rescue"], context) == 0
+    assert capsys.readouterr().out == "nothing to rescue\n"
+
+
+@pytest.mark.parametrize("command", [module.__name__.rpartition(".")[2] for module in COMMANDS])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: dmcopy {command}" in capsys.readouterr().out
+
+
+def test_every_exit_status_is_in_the_help_and_the_readme(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--help"])
+    said = capsys.readouterr().out
+    readme = (Path(__file__).parents[3] / "README.rst").read_text()
+    for number in range(7):
+        assert f"\n  {number}  " in said
+        assert f"\n{number}  " in readme
+
+
+@pytest.mark.parametrize("source", ["/dev/mapper/vg-lv", "/dev/disk/by-id/a:b c", "///", "/dev/ä"])
+def test_default_name_can_be_a_job_name(source: str) -> None:
+    assert check_job(default_name(source))
