@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -321,3 +324,57 @@ def test_process_imports_no_library_it_does_not_need() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert not {"sh", "rich", "pyudev", "psutil", "sqlite3", "asyncio"} & set(done.stdout.split())
+
+
+def test_sigterm_ends_the_process_with_a_word(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    while not _catches(process.pid, signal.SIGTERM):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)  # ignored
+    process.send_signal(signal.SIGTERM)
+    message = json.loads(process.stdout.readline())
+    assert (message["kind"], message["message"]) == ("interrupted", "stopped by SIGTERM")
+    assert process.wait(10) == 1
+
+
+def test_process_dies_with_the_one_that_started_it(tmp_path: Path) -> None:
+    program = (
+        "import subprocess, sys, os\n"
+        "p = subprocess.Popen([sys.executable, '-m', 'dmcopy.jobs.worker'], stdin=0, stdout=1)\n"
+        "print(p.pid, flush=True)\n"
+        "p.wait()\n"
+    )
+    # stdin stays open in this process, so only the parent's death can end the worker
+    read, write = os.pipe()
+    parent = subprocess.Popen([sys.executable, "-c", program], stdin=read, stdout=subprocess.PIPE)
+    try:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        while not _catches(pid, signal.SIGTERM):
+            time.sleep(0.01)
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 10
+        while _is_alive(pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        parent.kill()
+        parent.communicate()
+        os.close(read)
+        os.close(write)
+
+
+def _catches(pid: int, number: int) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(mask >> (number - 1) & 1)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
