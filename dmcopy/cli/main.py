@@ -20,6 +20,8 @@ from dmcopy.cli import copy, demo, doctor, rescue, status
 from dmcopy.cli.common import Context
 from dmcopy.errors import DmcopyError, Interrupted, UsageError
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 COMMANDS = (copy, status, rescue, doctor, demo)
 
 _DESCRIPTION = "Copy a live block device, as it was at one instant, onto a destination."
@@ -68,12 +70,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
+    """Raise, once: a second Ctrl-C must not cut short the undoing that the first one caused."""
+    for one in _STOPPING:
+        signal.signal(one, _already)
     raise Interrupted(f"interrupted by {signal.Signals(number).name}")
+
+
+def _already(_number: int, _frame: FrameType | None) -> None:
+    """Nothing: it is being stopped already (SIGKILL, then ``dmcopy rescue``, is quicker)."""
 
 
 def main(argv: Sequence[str] | None = None, context: Context | None = None) -> int:
     """Run one command; gives the exit status and never raises for a failure."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _STOPPING:
         signal.signal(number, _interrupt)
     try:
         arguments = parser().parse_args(argv)

@@ -137,6 +137,10 @@ class Journal:
         """Record a file that is removed should the job die."""
         self._write("INSERT INTO leftover VALUES (?, ?)", name, path)
 
+    def forget_leftovers(self, name: str) -> None:
+        """Record that there are none any more: the same path may be somebody else's later."""
+        self._write("DELETE FROM leftover WHERE job=?", name)
+
     def move(self, name: str, to: State) -> None:
         """Record the job's next state; raises AssertionError for a move that is not allowed."""
         now = self.state(name)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dmcopy.core.events import Begun, Ended, Progress
+from dmcopy.destinations.image import is_being_written
 from dmcopy.jobs.journal import Journal, Record
 from dmcopy.jobs.lock import JobLock, holder
 from dmcopy.jobs.runner import Host
@@ -23,6 +25,7 @@ class JobView:
     pid: int | None  # of the process that works on it
     remains: tuple[str, ...]  # what the kernel holds of it, in words
     record: Record | None
+    files: tuple[str, ...] = ()  # that the journal says it may have left, and that are there
 
     @property
     def is_dead(self) -> bool:
@@ -30,7 +33,7 @@ class JobView:
         if self.pid is not None:
             return False
         unfinished = self.record is not None and not is_final(self.record.state)
-        return bool(self.remains) or unfinished
+        return bool(self.remains or self.files) or unfinished
 
     def as_json(self) -> dict[str, Any]:  # Any: JSON
         """Give the object that ``dmcopy status --json`` prints."""
@@ -59,20 +62,33 @@ def overview(host: Host) -> list[JobView]:
     """Give all jobs that the journal or the kernel knows, oldest first; changes nothing."""
     remains = find_remains(host.dm, host.sysfs) if host.dm is not None else {}
     records: dict[str, Record] = {}
+    files: dict[str, tuple[str, ...]] = {}
     if host.places.journal.exists():
         with Journal(host.places.journal, create=False) as journal:
             records = {record.name: record for record in journal.records()}
+            files = {job: _files(journal, job) for job in records}
     jobs = [*records, *sorted(remains.keys() - records.keys())]
-    return [_view(job, records.get(job), remains.get(job), host) for job in jobs]
+    return [
+        _view(job, host, records.get(job), remains.get(job), files.get(job, ())) for job in jobs
+    ]
 
 
-def _view(job: str, record: Record | None, remains: Remains | None, host: Host) -> JobView:
+def _files(journal: Journal, job: str) -> tuple[str, ...]:
+    """Give the files that *job* may have left, but for those that a living job writes now."""
+    there = (path for path in journal.leftovers(job) if os.path.lexists(path))
+    return tuple(path for path in there if not is_being_written(path))
+
+
+def _view(
+    job: str, host: Host, record: Record | None, remains: Remains | None, files: tuple[str, ...]
+) -> JobView:
     return JobView(
         job=job,
         state=record.state if record else "unknown",
         pid=holder(host.places.locks, job),
         remains=tuple(remains.lines()) if remains else (),
         record=record,
+        files=files,
     )
 
 
@@ -102,12 +118,14 @@ def rescue(view: JobView, host: Host) -> Rescued:
         remains = find_remains(host.dm, host.sysfs).get(view.job) if host.dm is not None else None
         if remains is not None and host.dm is not None:
             done, left = take_apart(host.dm, remains)
-        files = {file for _, file in remains.loops} if remains is not None else set()
+        files = remains.cow_files() if remains is not None else set()
         if view.record is None:
             removed, kept = remove_files(sorted(files))
         else:
             with Journal(host.places.journal, create=False) as journal:
-                removed, kept = remove_files(sorted(files.union(journal.leftovers(view.job))))
-                if not is_final(view.record.state) and not left + kept:
-                    journal.move(view.job, State.FAILED)
+                removed, kept = remove_files(sorted(files.union(_files(journal, view.job))))
+                if not left + kept:
+                    journal.forget_leftovers(view.job)
+                    if not is_final(view.record.state):
+                        journal.move(view.job, State.FAILED)
         return Rescued(job=view.job, done=(*done, *removed), left=(*left, *kept))

@@ -7,9 +7,9 @@ and stack to each other, keeps the journal, and tells the observer what happens.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from dmcopy.core import events, geometry
@@ -30,7 +30,7 @@ from dmcopy.stack.begin import Claim, Instant, Spliced, splice
 from dmcopy.stack.cow import CowDevice, CowFileOnHost, CowPlan, plan_cow
 from dmcopy.stack.discover import Provider, Source, discover
 from dmcopy.stack.names import check_job
-from dmcopy.stack.plan import Plan
+from dmcopy.stack.plan import Plan, signals_deferred
 from dmcopy.stack.recover import find_remains
 from dmcopy.units import Sectors, to_bytes, to_sectors
 
@@ -54,6 +54,7 @@ class Prepared:
     spec: CopySpec
     source: Source
     destination: Destination
+    identity: Mapping[str, str | int]  # of the destination, checked again when it is opened
     segment: Sectors
     cow: CowPlan | None
     spliced: Spliced | None
@@ -130,18 +131,20 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
     else:
         claim = Claim(source.node, host.sysfs)
         plan = Plan(job=spec.name, prepare=[claim])
-    prepared = Prepared(
+    around = _surroundings(spec, source, cow, host)
+    destination.check(source.length, around)
+    _check_cow_device(cow, around)
+    return Prepared(
         spec=spec,
         source=source,
         destination=destination,
+        identity=destination.identity(around),
         segment=segment,
         cow=cow,
         spliced=spliced,
         claim=claim,
         plan=plan,
     )
-    _check_devices(prepared, host)
-    return prepared
 
 
 def _refuse_remains(job: str, host: Host) -> None:
@@ -153,28 +156,27 @@ def _refuse_remains(job: str, host: Host) -> None:
         )
 
 
-def _surroundings(prepared: Prepared, host: Host) -> Surroundings:
+def _surroundings(spec: CopySpec, source: Source, cow: CowPlan | None, host: Host) -> Surroundings:
     return Surroundings(
         sysfs=host.sysfs,
         run=host.run,
-        source=prepared.source.devno,
-        overwrite_signature=prepared.spec.overwrite_signature,
-        spare=_spare(prepared),
+        source=source.devno,
+        overwrite_signature=spec.overwrite_signature,
+        spare=_spare(cow),
     )
 
 
-def _spare(prepared: Prepared) -> frozenset[str]:
-    return frozenset({prepared.cow.devno}) if isinstance(prepared.cow, CowDevice) else frozenset()
+def _spare(cow: CowPlan | None) -> frozenset[str]:
+    return frozenset({cow.devno}) if isinstance(cow, CowDevice) else frozenset()
 
 
-def _check_devices(prepared: Prepared, host: Host) -> None:
-    prepared.destination.check(prepared.source.length, _surroundings(prepared, host))
-    if isinstance(prepared.cow, CowDevice):
+def _check_cow_device(cow: CowPlan | None, around: Surroundings) -> None:
+    if isinstance(cow, CowDevice):
         # A COW device is written from its first sector on: it gets the checks of a
         # destination, and no way around a signature.
-        around = Surroundings(sysfs=host.sysfs, run=host.run, source=prepared.source.devno)
+        alone = replace(around, overwrite_signature=False, spare=frozenset())
         try:
-            BlockDestination.parse(prepared.cow.path).check(Sectors(1), around)
+            BlockDestination.parse(cow.path).check(Sectors(1), alone)
         except Refused as exc:
             raise Refused(f"COW device: {exc.why}", way_out=exc.way_out) from exc
 
@@ -204,6 +206,7 @@ class CopyJob:
         self._counts: dict[str, Any] = {}  # the worker's latest; Any: JSON
         self._digest: str | None = None
         self._verified = False
+        self._complete = False
         self._rate = _Rate(clock)
         self._fill = FillForecast()
 
@@ -215,16 +218,22 @@ class CopyJob:
         """
         name = self._spec.name
         error: BaseException | None = None
+        ended: events.Ended | None = None
         try:
             with JobLock(self._host.places.locks, name):
-                self._journal.define(name, self._spec.as_json())
+                recorded = {"identity": dict(self._prepared.identity)}
+                self._journal.define(name, self._spec.as_json() | recorded)
                 try:
                     self._copy()
                 except (DmcopyError, OSError, KeyboardInterrupt) as exc:
                     error = exc
-                return self._end(error)
+                if self._complete and isinstance(error, Interrupted):
+                    error = None  # it came too late: the image has its name
+                with signals_deferred():  # the journal must know of the end
+                    ended = self._end(error)
+            return ended
         except DmcopyError as exc:  # the lock is taken, or the journal cannot be written
-            return self._ended(exc)
+            return ended if ended is not None else self._ended(exc)
 
     def _copy(self) -> None:
         prepared = self._prepared
@@ -244,8 +253,10 @@ class CopyJob:
             self._journal.move(self._spec.name, State.COPIED)
             if self._spec.verify:
                 self._verify(worker)
-            worker.send("complete")
-            self._follow(worker, "complete")
+            with signals_deferred():  # it happens, or it does not
+                worker.send("complete")
+                self._follow(worker, "complete")
+                self._complete = True
 
     def _leftovers(self) -> list[str]:
         cow = self._prepared.cow
@@ -265,7 +276,8 @@ class CopyJob:
             digest=self._spec.digest,
             destination=str(prepared.destination),
             overwrite_signature=self._spec.overwrite_signature,
-            spare=sorted(_spare(prepared)),
+            spare=sorted(_spare(prepared.cow)),
+            identity=dict(prepared.identity),
         )
         self._follow(worker, "ready")
 
@@ -398,6 +410,8 @@ class CopyJob:
 
     def _end(self, error: BaseException | None) -> events.Ended:
         event = self._ended(error)
+        if not event.left:
+            self._journal.forget_leftovers(self._spec.name)
         self._journal.note(self._spec.name, "ended", event.as_json())
         self._journal.move(self._spec.name, State(event.state))
         return event
