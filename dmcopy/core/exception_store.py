@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from dmcopy.core.geometry import ENTRY_SIZE, exceptions_per_area
 from dmcopy.errors import DmcopyError
-from dmcopy.units import Bytes, Chunks, Sectors, is_power_of_two, to_bytes
+from dmcopy.units import Bytes, Chunks, Sectors, to_bytes
 
 MAGIC: Final = 0x70416E53  # "SnAp"
 VERSION: Final = 1
@@ -47,8 +47,6 @@ class Header(NamedTuple):
             raise StoreDamaged(f"no exception store: magic {magic:#x} instead of {MAGIC:#x}")
         if version != VERSION:
             raise StoreDamaged(f"exception store of version {version}, we read {VERSION}")
-        if not is_power_of_two(chunk_size):
-            raise StoreDamaged(f"exception store with chunks of {chunk_size} sectors")
         return cls(valid != 0, version, Sectors(chunk_size))
 
     def as_bytes(self) -> bytes:

@@ -80,6 +80,8 @@ class SnapshotStatus(NamedTuple):
         """Read the target's status; what is not a usage is a state, whatever it says."""
         match = _USAGE.fullmatch(text.strip())
         if match is None:
-            return cls(Sectors(0), Sectors(0), Sectors(0), text.strip() or "empty")
+            said = text.strip() or "empty"
+            # "ok" is our word: the kernel's must never pass for it
+            return cls(Sectors(0), Sectors(0), Sectors(0), "'ok'" if said == "ok" else said)
         used, total, metadata = (Sectors(int(word)) for word in match.groups())
         return cls(used, total, metadata)
