@@ -47,7 +47,8 @@ def _end(number: int, frame: FrameType | None) -> None:
 def main(argv: Sequence[str]) -> int:
     """Do what the command line says and give the exit status."""
     options = _options().parse_args(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # Also where our parent had SIGINT ignored, as shells do for what runs in the background.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
         if options.verb == "install":
@@ -71,8 +72,6 @@ def main(argv: Sequence[str]) -> int:
     except LabError as exc:
         print(f"lab: {exc}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     if result.why:
         print(f"lab: {options.engine}: {result.why}; console: {result.console}", file=sys.stderr)
     return result.status

@@ -16,6 +16,23 @@ if TYPE_CHECKING:
 
 _GRACE = 0.2  # seconds between two looks at the output
 
+# Stands between us and a guest.  When we are killed, and can undo nothing, it gets a TERM and
+# takes the guest along, which is several processes in a group of its own (user-mode Linux makes
+# one in any case, so the guard cannot be in it).
+_GUARD = (
+    "sh",
+    "-c",
+    """
+    # No "--": dash takes it for a number.
+    end() { kill -KILL "-$child" 2>/dev/null; exit "$1"; }
+    trap 'end 143' TERM
+    setsid "$@" & child=$!
+    wait "$child"
+    end $?
+    """,
+    "guard",
+)
+
 
 class _Tail:
     """Copies to our stdout what was added to a file."""
@@ -41,10 +58,10 @@ def supervise(launch: Launch, job: Job, *, timeout: float, quiet: bool) -> int |
     """
     deadline = time.monotonic() + timeout
     tail = _Tail(job.output, quiet=quiet or job.terminal is not None)
+    guard = () if launch.direct else _GUARD
     with (launch.stdout or job.console).open("ab") as log:
         process = subprocess.Popen(
-            # The guest dies with us, even when we are killed and can undo nothing.
-            ["setpriv", "--pdeathsig", "KILL", "--", *launch.argv],
+            ["setpriv", "--pdeathsig", "TERM", "--", *guard, *launch.argv],
             env=launch.env,
             pass_fds=launch.pass_fds,
             stdin=subprocess.DEVNULL,
@@ -66,9 +83,17 @@ def supervise(launch: Launch, job: Job, *, timeout: float, quiet: bool) -> int |
             job.terminal.relay(transcript, wait=0)
         return process.returncode
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _end(process)
         tail.copy()
         tail.close()
         os.close(transcript)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5.0)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

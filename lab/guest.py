@@ -224,11 +224,16 @@ def _runs_dir(engine: str) -> Path:
 
 
 def _job_dir() -> Path:
-    """Make the job's directory, in memory where possible: the guest syncs each write to it."""
-    shm = Path("/dev/shm")
-    return Path(
-        tempfile.mkdtemp(prefix="dmcopy-lab-", dir=shm if os.access(shm, os.W_OK) else None)
-    )
+    """Make the job's directory, in memory where possible: the guest syncs each write to it.
+
+    Those of runs that were killed, and could not remove theirs, are removed.
+    """
+    base = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
+    for old in base.glob("dmcopy-lab-*-*"):
+        pid = old.name.split("-")[2]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"dmcopy-lab-{os.getpid()}-", dir=base))
 
 
 def run(
