@@ -14,12 +14,13 @@ import queue
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from dmcopy.core.extent import Extent
+from dmcopy.core.segment import SegmentList
 from dmcopy.engine.buffers import BufferPool
 from dmcopy.engine.copier import Copier, Counts, Digest, SegmentReader, Sink
 from dmcopy.engine.exceptions_view import ExceptionView
@@ -74,9 +75,9 @@ class OpenRequest:
             identity=message.get("identity"),
         )
 
-    def segments(self) -> Iterator[Extent]:
-        """Give the segments in the order of the image, lazily."""
-        return Extent(Sectors(0), self.length).split(self.segment, align=self.segment)
+    def segments(self) -> SegmentList:
+        """Give the segments, in the order of the image."""
+        return SegmentList(self.length, self.segment)
 
 
 @dataclass(frozen=True, kw_only=True)

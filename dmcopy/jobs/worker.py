@@ -8,6 +8,7 @@ O_DIRECT reads into private memory corrupts data (open(2), NOTES).
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import logging
 import os
@@ -142,6 +143,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for control to decide on
     signal.signal(signal.SIGTERM, lambda *_: channel.stop("stopped by SIGTERM"))
     channel.start()
+    gc.freeze()  # what was imported stays: no collection need look at it again
     status = Service(channel, HostWorkshop(Sysfs()), stop).run()
     sys.exit(status)
 
