@@ -20,7 +20,7 @@ from dmcopy.cli.common import Context
 from dmcopy.kernel.dmioctl import DmIoctl
 from dmcopy.stack import steps
 from tests.lab import killer, stamp
-from tests.lab.scene import SLACK, Ran, Scene, helpers, scene, timed_write, until
+from tests.lab.scene import SLACK, Ran, Scene, no_helpers, scene, timed_write
 from tests.lab.stage import sh
 
 pytestmark = pytest.mark.lab
@@ -95,6 +95,7 @@ def every_step(
     with torture.here.load(torture.origin):
         for number in itertools.count(1):
             ran, where = torture.kill(number * step, who, again=again)
+            print(f"{time.monotonic():.1f} {where.strip()}: {ran.status} in {ran.seconds:.1f} s")
             if not where:
                 assert ran.status == 0, ran
                 return number - 1
@@ -179,7 +180,7 @@ def test_killed_around_begin_time(at: Scene, step: int) -> None:
 @pytest.fixture
 def slowly(at: Scene) -> tuple[Scene, str, str]:
     """Give an origin and a destination that takes its time."""
-    return at, at.origin(16), at.slow(at.stage.disk(16), write_ms=400)
+    return at, at.origin(16), at.slow(at.stage.disk(16), write_ms=700)
 
 
 def test_ctrl_c_in_mid_copy_is_status_5(slowly: tuple[Scene, str, str]) -> None:
@@ -208,15 +209,16 @@ def test_killed_in_mid_copy_is_mended_by_rescue(slowly: tuple[Scene, str, str]) 
         running.kill()
         assert running.ended().status == -signal.SIGKILL
         assert timed_write(origin) < 1 + SLACK
-        until(lambda: not helpers(), "the worker died with control", patience=5 + SLACK)
+        no_helpers()
         assert at.run("rescue").status == 0
         at.assert_clean(origin, table)
 
 
 def test_rescue_lets_a_running_job_alone(slowly: tuple[Scene, str, str]) -> None:
     at, origin, destination = slowly
-    running = at.start("copy", origin, destination, "--name", "busy", "--json", "--segment", "1m")
+    job = ("copy", origin, destination, "--name", "busy", "--json", "--segment", "1m")
     with at.load(origin):
+        running = at.start(*job)
         running.wait_for("progress")
         spliced = sh("dmsetup", "table", origin)
         refused = at.fork("rescue", "busy")
@@ -237,7 +239,7 @@ def test_rescue_names_what_it_cannot_remove(
     running.wait_for("progress")
     running.kill()
     running.ended()
-    until(lambda: not helpers(), "the worker died with control", patience=5 + SLACK)
+    no_helpers()
     monkeypatch.setattr(steps, "_BUSY_SECONDS", 0.3)  # 10 s each otherwise
     fd = os.open("/dev/mapper/dmcopy-stuck-snap", os.O_RDONLY)
     try:
@@ -256,7 +258,7 @@ def test_rescue_names_what_it_cannot_remove(
 
 def test_rescue_keeps_the_file_under_a_cow_device_of_the_users(at: Scene) -> None:
     origin = at.origin(16)
-    destination = at.slow(at.stage.disk(16), write_ms=400)
+    destination = at.slow(at.stage.disk(16), write_ms=700)
     file = Path(at.stage.file(32))
     cow = at.stage.disk(file=str(file))
     running = at.start(
