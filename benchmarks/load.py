@@ -1,0 +1,108 @@
+"""The application: random writes at a fixed rate, and what each of them took.
+
+fio logs every write with its time; the figures are of the writes that ended in the window of
+a copy, which is shorter than fio's run.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from benchmarks.samples import Latency
+
+WARM_UP: Final = 1.5
+_BASELINE: Final = 1.0  # the last part of the warm-up
+_LIMIT: Final = 300
+
+
+class Load:
+    """A running fio; `latency` when it is stopped."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self.started = 0.0
+        self.warm = 0.0
+        self._log: list[tuple[float, float]] = []  # (time it ended, seconds it took)
+
+    def read(self, path: Path) -> None:
+        """Read fio's log: milliseconds since 1970, nanoseconds, direction, size, offset, ..."""
+        for line in path.read_text().splitlines():
+            words = line.split(",")
+            self._log.append((int(words[0]) / 1e3, int(words[1]) / 1e9))
+
+    def latency(self, begin: float, end: float) -> Latency | None:
+        """Give the figures of a window, in time.time() seconds; None when nothing ended in it."""
+        took = sorted(seconds for at, seconds in self._log if begin <= at <= end)
+        if not took:
+            return None
+        return Latency(
+            writes=len(took),
+            iops=len(took) / (end - begin),
+            p50=percentile(took, 0.50),
+            p99=percentile(took, 0.99),
+            max=took[-1],
+        )
+
+    def baseline(self) -> Latency | None:
+        """Give the figures of the second before the copy."""
+        return self.latency(self.warm - _BASELINE, self.warm)
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """Give the nearest-rank percentile of sorted values."""
+    rank = max(1, -(-int(share * 10_000) * len(ordered) // 10_000))
+    return ordered[rank - 1]
+
+
+def _writes(device: str) -> int:
+    """Read how many writes a device has completed."""
+    name = Path(device).resolve().name
+    return int(Path(f"/sys/class/block/{name}/stat").read_text().split()[4])
+
+
+def _wait_for_writes(device: str) -> None:
+    """Wait until fio has begun: it takes seconds on a busy machine."""
+    before, limit = _writes(device), time.monotonic() + 60
+    while _writes(device) == before and time.monotonic() < limit:
+        time.sleep(0.1)
+
+
+def fio_arguments(device: str, iops: int, log: Path) -> list[str]:
+    """Give the command line of the load."""
+    return [
+        "fio", "--name=application", f"--filename={device}", "--thread",
+        "--rw=randwrite", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16",
+        f"--rate_iops={iops}", "--time_based", f"--runtime={_LIMIT}", "--norandommap",
+        "--randseed=7", "--refill_buffers", "--clocksource=clock_gettime",
+        f"--write_lat_log={log}", "--log_unix_epoch=1", "--disable_clat=1", "--disable_slat=1",
+        "--output-format=json", f"--output={log}.json",
+    ]  # fmt: skip
+
+
+@contextmanager
+def application(device: str, iops: int) -> Iterator[Load]:
+    """Write to *device* until the block ends; then the result can be asked."""
+    with tempfile.TemporaryDirectory() as name:
+        log = Path(name, "log")
+        load = Load()
+        load.started = time.time()
+        process = subprocess.Popen(
+            fio_arguments(device, iops, log),
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            _wait_for_writes(device)
+            time.sleep(WARM_UP)
+            load.warm = time.time()
+            yield load
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=60)
+        load.read(Path(f"{log}_lat.1.log"))
