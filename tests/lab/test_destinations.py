@@ -507,7 +507,8 @@ def test_image_on_a_disk_that_fails_is_noticed(stage: Stage, around: Surrounding
             copy()
     finally:
         sh("dmsetup", "load", path, "--table", f"0 {size} linear {disk} 0")
-        sh("dmsetup", "resume", path)
+        # without lockfs: ext4 has given up, and would answer a freeze with EIO
+        sh("dmsetup", "resume", "--nolockfs", path)
 
 
 def test_killed_copy_leaves_a_partial_file_that_is_told_from_a_living_one(
