@@ -124,6 +124,7 @@ class Ended(Event):
     verified: bool
     error: str | None = None
     kind: str | None = None  # errors.DmcopyError.kind
+    copy_seconds: float | None = None  # of seconds: moving the data, as the worker timed it
     left: tuple[str, ...] = field(default=())
 
 

@@ -205,6 +205,7 @@ class CopyJob:
         self._holds: list[float] = []
         self._counts: dict[str, Any] = {}  # the worker's latest; Any: JSON
         self._digest: str | None = None
+        self._copy_seconds: float | None = None
         self._verified = False
         self._complete = False
         self._rate = _Rate(clock)
@@ -357,6 +358,7 @@ class CopyJob:
             self._counts = dict(message)
         if message["is"] == "copied":
             self._digest = message["digest"]
+            self._copy_seconds = message["seconds"]
         total, used, size = self._total(), None, None
         done = int(message["bytes_done"])
         rate = self._rate.after(phase, done)
@@ -443,6 +445,7 @@ class CopyJob:
             verified=self._verified,
             error=_text(failure) if failure else None,
             kind=failure.kind if failure else None,
+            copy_seconds=self._copy_seconds,
             left=failure.left if isinstance(failure, LeftBehind) else (),
         )
         self._observer(event)
