@@ -33,7 +33,7 @@ class Timed:
 
     command_seconds: float
     copy_seconds: float
-    window: tuple[float, float]  # from the point in time to its end
+    window: tuple[float, float]  # of the copy, the swap at begin time included
     hold_seconds: tuple[float, ...] = ()
     bytes_cow: int | None = None
     startup_seconds: float | None = None
@@ -95,34 +95,25 @@ def _dmcopy(*options: str) -> Callable[[Devices, str], Timed]:
         ended = time.time()
         if status or not seen or seen[-1][1].get("state") != "ended":
             raise MethodFailed(f"dmcopy: status {status}: {seen[-1:]}")
-        return _from_events(seen, began, ended, devices.size)
+        return _from_events(seen, began, ended)
 
     return run
 
 
-def _from_events(
-    seen: list[tuple[float, dict[str, Any]]], began: float, ended: float, size: int
-) -> Timed:
-    """Read the times off the events: copying is from ``begun`` to the last ``progress``.
-
-    The last one comes when the destination has flushed.
-    """
-    copied = begun = begin = end = 0.0
+def _from_events(seen: list[tuple[float, dict[str, Any]]], began: float, ended: float) -> Timed:
+    """Read the times off the events; the copy's own is the worker's, its last flush included."""
+    begin = end = 0.0
     last = seen[-1][1]
     for at, event in seen:
-        match event["event"]:
-            case "begun":
-                begun = at
-                # nanoseconds are more than datetime takes
-                text = re.sub(r"(\.\d{6})\d+Z$", r"\1+00:00", event["begin_time"])
-                begin = datetime.fromisoformat(text).timestamp()
-            case "progress" if event["phase"] == "copy" and event["bytes_done"] == size:
-                copied = at
-            case "hold" if event["reason"] == "end":
-                end = at
+        if event["event"] == "begun":
+            # nanoseconds are more than datetime takes
+            text = re.sub(r"(\.\d{6})\d+Z$", r"\1+00:00", event["begin_time"])
+            begin = datetime.fromisoformat(text).timestamp()
+        elif event["event"] == "progress" and event["phase"] == "copy":
+            end = at  # the last one comes when all is durable
     return Timed(
         command_seconds=ended - began,
-        copy_seconds=copied - begun,
+        copy_seconds=last["copy_seconds"],
         window=(begin, end),
         hold_seconds=tuple(last["hold_seconds"]),
         bytes_cow=last["bytes_cow"],
