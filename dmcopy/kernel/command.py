@@ -23,11 +23,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import IO, Final, NamedTuple, NoReturn, cast
-
-import sh
+from typing import IO, TYPE_CHECKING, Final, NamedTuple, NoReturn, cast
 
 from dmcopy.errors import CommandFailed, ProgramMissing
+
+if TYPE_CHECKING:
+    import sh  # imported where it is used: it brings asyncio, and the dead man must start fast
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,8 @@ def _stdin_file(text: str | None) -> IO[bytes]:
 
 def launch_sh(argv: Sequence[str], stdin: str | None, timeout: float) -> Completed:
     """Run a program through sh."""
+    import sh
+
     path = find(argv[0])
     if path is None:
         raise _missing(argv[0])
@@ -127,6 +130,8 @@ def _wait_for(running: sh.RunningCommand, timeout: float) -> bool:
     us as well.  An interrupted wait (Ctrl-C) goes on until the program has ended: it has a
     session of its own, and what it does must not overlap with our undo.
     """
+    import sh
+
     ended = threading.Event()
 
     def wait() -> None:
