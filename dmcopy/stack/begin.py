@@ -104,8 +104,8 @@ class Splice(Step):
     def _swap(self, resume: Callable[[], object], dead_man: DeadMan) -> bool:
         dead_man.arm()
         # From here to disarm(): one ioctl.  No program, no log, no journal (DESIGN.md 4).
+        start = time.monotonic()  # first: begin_ns + held must not lie before the resume's end
         begin_ns = time.time_ns()
-        start = time.monotonic()
         try:
             resume()
         except DmFailed:
