@@ -102,8 +102,9 @@ def test_origin_of_several_targets_is_spliced_and_put_back(stage: Stage, kind: s
     if kind == "linear":
         path = stage.dm(f"0 {half} linear {one} 8\n{half} {half} linear {two} 0\n")
     else:
+        rest = 8 * MIB // 512
         path = stage.dm(
-            f"0 {half} striped 2 128 {one} 0 {two} 0\n{half} {half} linear {one} {half}"
+            f"0 {half} striped 2 128 {one} 0 {two} 0\n{half} {rest} linear {one} {half // 2}\n"
         )
     sh("mkfs.ext4", "-q", path)
     mount = stage.mount(path)
