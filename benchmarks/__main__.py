@@ -21,7 +21,6 @@ from lab.guest import CHECKOUT, LabError, parse_size
 from lab.guest import run as run_guest
 
 _PACKAGES: Final = {
-    "fio": "fio",
     "qemu-img": "qemu-utils",
     "nbdcopy": "libnbd-bin",
     "dmsetup": "dmsetup",
@@ -63,8 +62,18 @@ def _commit() -> str:
     done = subprocess.run(
         [*git, "describe", "--always", "--abbrev=10"], capture_output=True, text=True, check=False
     )
-    dirty = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "dmcopy"], check=False)
-    return done.stdout.strip() + ("-modified" if dirty.returncode else "")
+    return done.stdout.strip()
+
+
+def frozen(where: Path) -> Path:
+    """Unpack what is committed, and give the directory: nobody's edits get into a run."""
+    where.mkdir(parents=True)
+    archive = subprocess.run(
+        ["git", "-C", str(CHECKOUT), "archive", "HEAD", "dmcopy", "benchmarks", "lab"],
+        check=True, stdout=subprocess.PIPE,
+    ).stdout  # fmt: skip
+    subprocess.run(["tar", "-x", "-C", str(where)], check=True, input=archive)
+    return where
 
 
 def _options() -> argparse.ArgumentParser:
@@ -74,9 +83,9 @@ def _options() -> argparse.ArgumentParser:
     verb.add_argument("--engine", choices=("uml", "host"), default="uml")
     verb.add_argument("--size", default="1G", metavar="SIZE", help="of the source (default: 1G)")
     verb.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
-    verb.add_argument("--iops", type=int, default=500, help="of the load (default: %(default)s)")
+    verb.add_argument("--iops", type=int, default=250, help="of the load (default: %(default)s)")
     verb.add_argument(
-        "--memory-seconds", type=float, default=75.0, metavar="SECONDS",
+        "--memory-seconds", type=float, default=60.0, metavar="SECONDS",
         help="longest copy whose memory is sampled; 0: none (default: %(default)g)",
     )  # fmt: skip
     verb.add_argument("--only", action="append", default=[], choices=[one.name for one in METHODS])
@@ -108,6 +117,7 @@ def measure(options: argparse.Namespace) -> int:
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     work = CHECKOUT / ".lab" / f"benchmark-{os.getpid()}"
+    tree = frozen(work / "tree")
     described = machine()
     result = run_guest(
         [
@@ -121,7 +131,8 @@ def measure(options: argparse.Namespace) -> int:
         memory=f"{(4 * size >> 20) + 1024}M",
         timeout=options.timeout,
         artefacts=work,
-        cwd=CHECKOUT,
+        cwd=tree,
+        env={"PYTHONPATH": str(tree)},
     )  # fmt: skip
     samples = work / "samples.json"
     if not samples.exists():

@@ -1,13 +1,14 @@
 """The application: random writes at a fixed rate, and what each of them took.
 
-fio logs every write with its time; the figures are of the writes that ended in the window of
-a copy, which is shorter than fio's run.
+`benchmarks.writer` logs every write with its time; the figures are of the writes that ended in
+the window of a copy, which is shorter than the writer's run.
 """
 
 from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -19,11 +20,10 @@ from benchmarks.samples import Latency
 
 WARM_UP: Final = 1.5
 _BASELINE: Final = 1.0  # the last part of the warm-up
-_LIMIT: Final = 300
 
 
 class Load:
-    """A running fio; `latency` when it is stopped."""
+    """A running writer; `latency` when it is stopped."""
 
     def __init__(self) -> None:
         """Know nothing yet."""
@@ -32,10 +32,10 @@ class Load:
         self._log: list[tuple[float, float]] = []  # (time it ended, seconds it took)
 
     def read(self, path: Path) -> None:
-        """Read fio's log: milliseconds since 1970, nanoseconds, direction, size, offset, ..."""
+        """Read the writer's log: when each write ended, and what it took."""
         for line in path.read_text().splitlines():
-            words = line.split(",")
-            self._log.append((int(words[0]) / 1e3, int(words[1]) / 1e9))
+            at, took = line.split(",")
+            self._log.append((float(at), float(took)))
 
     def latency(self, begin: float, end: float) -> Latency | None:
         """Give the figures of a window, in time.time() seconds; None when nothing ended in it."""
@@ -68,22 +68,10 @@ def _writes(device: str) -> int:
 
 
 def _wait_for_writes(device: str) -> None:
-    """Wait until fio has begun: it takes seconds on a busy machine."""
+    """Wait until the writer has begun: it takes seconds on a busy machine."""
     before, limit = _writes(device), time.monotonic() + 60
     while _writes(device) == before and time.monotonic() < limit:
         time.sleep(0.1)
-
-
-def fio_arguments(device: str, iops: int, log: Path) -> list[str]:
-    """Give the command line of the load."""
-    return [
-        "fio", "--name=application", f"--filename={device}", "--thread",
-        "--rw=randwrite", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16",
-        f"--rate_iops={iops}", "--time_based", f"--runtime={_LIMIT}", "--norandommap",
-        "--randseed=7", "--refill_buffers", "--clocksource=clock_gettime",
-        f"--write_lat_log={log}", "--log_unix_epoch=1", "--disable_clat=1", "--disable_slat=1",
-        "--output-format=json", f"--output={log}.json",
-    ]  # fmt: skip
 
 
 @contextmanager
@@ -94,15 +82,15 @@ def application(device: str, iops: int) -> Iterator[Load]:
         load = Load()
         load.started = time.time()
         process = subprocess.Popen(
-            fio_arguments(device, iops, log),
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [sys.executable, "-m", "benchmarks.writer", device, str(iops), str(log)],
+            stdin=subprocess.DEVNULL,
+        )
         try:
             _wait_for_writes(device)
             time.sleep(WARM_UP)
             load.warm = time.time()
             yield load
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             process.wait(timeout=60)
-        load.read(Path(f"{log}_lat.1.log"))
+        load.read(log)

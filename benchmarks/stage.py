@@ -28,7 +28,6 @@ GIB: Final = 1 << 30
 TIB: Final = 1 << 40
 
 _TOOLS: Final = (
-    ("fio", "--version"),
     ("dd", "--version"),
     ("qemu-img", "--version"),
     ("nbdcopy", "--version"),
@@ -151,10 +150,9 @@ def main(argv: Sequence[str]) -> int:
     with ram_disks(options.size) as devices:
         run.machine = _machine()
         _say(f"devices are there after {time.monotonic() - started:.0f} s")
-        _rounds(run, options, devices, options.out)
         if options.memory_seconds:
             _memory(run, options, devices)
-        _save(run, options.out)
+        _rounds(run, options, devices, options.out)
     return 1 if run.failures else 0
 
 
