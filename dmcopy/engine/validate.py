@@ -76,7 +76,8 @@ class SnapshotValidator:
         match = _STATUS.fullmatch(said.strip())
         if match is None:
             raise PointInTimeLost(
-                f"the snapshot is no longer valid: the kernel says '{_shown(said)}'"
+                f"the snapshot is no longer valid: the kernel says '{_shown(said)}', because "
+                "the COW device is full or failed"
             )
         self.cow = Sectors(int(match[2])), Sectors(int(match[3]))
 

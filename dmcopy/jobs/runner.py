@@ -17,7 +17,14 @@ from dmcopy.core.forecast import FillForecast
 from dmcopy.destinations import parse as parse_destination
 from dmcopy.destinations.base import Can, Destination, Surroundings
 from dmcopy.destinations.block import BlockDestination
-from dmcopy.errors import DmcopyError, Interrupted, LeftBehind, Refused, UsageError
+from dmcopy.errors import (
+    DmcopyError,
+    Interrupted,
+    LeftBehind,
+    PointInTimeLost,
+    Refused,
+    UsageError,
+)
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.link import Message, WorkerLink
 from dmcopy.jobs.lock import JobLock
@@ -32,7 +39,7 @@ from dmcopy.stack.discover import Provider, Source, discover
 from dmcopy.stack.names import check_job
 from dmcopy.stack.plan import Plan, signals_deferred
 from dmcopy.stack.recover import find_remains
-from dmcopy.units import Sectors, to_bytes, to_sectors
+from dmcopy.units import Sectors, format_size, to_bytes, to_sectors
 
 _NOTE_SECONDS: Final = 1.0  # how often the progress goes to the journal
 
@@ -443,13 +450,23 @@ class CopyJob:
             hold_seconds=tuple(self._holds),
             digest=self._digest,
             verified=self._verified,
-            error=_text(failure) if failure else None,
+            error=_text(failure) + self._advice(failure) if failure else None,
             kind=failure.kind if failure else None,
             copy_seconds=self._copy_seconds,
             left=failure.left if isinstance(failure, LeftBehind) else (),
         )
         self._observer(event)
         return event
+
+    def _advice(self, failure: DmcopyError) -> str:
+        """Say how full the COW device was, where that may be the reason."""
+        used, size = (self._counts.get(f"cow_{what}_sectors") for what in ("used", "total"))
+        if not isinstance(failure, PointInTimeLost) or not used or 2 * used < size:
+            return ""
+        return (
+            f"; of its {format_size(to_bytes(Sectors(size)))} {100 * used // size} % were in use "
+            "when last looked at: give a larger one with --cow"
+        )
 
 
 def _failure(error: BaseException | None) -> DmcopyError | None:
