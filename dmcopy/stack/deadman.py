@@ -174,8 +174,8 @@ def main(argv: Sequence[str]) -> int:
         lock_memory()
     print("ready", flush=True)
     answer = _watch(dm, limit, thread, names)
-    with suppress(BrokenPipeError):
-        print(answer, flush=True)
+    with suppress(BrokenPipeError):  # control is gone; past sys.stdout, which would try again
+        os.write(1, f"{answer}\n".encode())
     return 0
 
 
