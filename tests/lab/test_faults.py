@@ -6,10 +6,10 @@ while, and a write of it that fails, fails the test.
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -81,6 +81,16 @@ def mapper(at: Scene, table: str) -> str:
     return at.stage.dm(table)
 
 
+def direct_read(path: str, size: int) -> bytes:
+    with mmap.mmap(-1, size) as memory:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        try:
+            assert os.readv(fd, [memory]) == size
+        finally:
+            os.close(fd)
+        return memory[:]
+
+
 def break_it(path: str, *, only: str | None = None) -> None:
     """Let every request to *path* fail from now on; with *only*, those after some sectors."""
     reload(path, only or f"0 {sectors(path)} error")
@@ -94,7 +104,8 @@ def test_full_cow_loses_the_point_in_time_and_no_write(at: Scene, origin: str, s
     with at.load(origin, pause=0.0, max_blocks=64):
         ran = at.run("copy", origin, slow, "--cow", "1m", *JOB)
         said = failed(ran, 4, "point-in-time-lost")
-        assert "the snapshot is no longer valid: the kernel says '0 32768 snapshot Invalid'" in said
+        assert said.startswith("dmcopy: the snapshot is no longer valid: the kernel ")
+        assert "full or failed" in said
         at.assert_clean(origin, table)
     assert at.fork("rescue").stdout == "nothing to rescue\n"
 
@@ -109,11 +120,10 @@ def test_cow_that_fails_writes_loses_the_point_in_time(at: Scene, origin: str, s
         sh("modprobe", "dm-flakey")
         reload(cow, f"0 65536 flakey {disk} 0 0 600 1 error_writes")
         said = failed(running.ended(), 4, "point-in-time-lost")
-        assert "Invalid" in said
+        assert "the kernel says '0 32768 snapshot Invalid'" in said
         at.assert_clean(origin, table)
-    assert Path(disk).is_block_device()
-    with open(disk, "rb") as file:
-        assert file.read(8) == b"SnAp\1\0\0\0", "this kernel clears the flag: the test is moot"
+    head = direct_read(disk, 4096)[:8]
+    assert head == b"SnAp\1\0\0\0", "this kernel clears the flag: the test is moot"
 
 
 def test_cow_that_vanishes_loses_the_point_in_time(at: Scene, origin: str, slow: str) -> None:
@@ -144,8 +154,7 @@ def test_source_that_cannot_be_read_is_named_with_the_offset(at: Scene, slow: st
     at.hold_open(origin)
     ran = at.run("copy", origin, at.stage.disk(MIB), *JOB)
     said = failed(ran, 1, "source")
-    assert f"byte {12 << 20}" in said
-    assert "Input/output error" in said
+    assert f"bytes at {12 << 20}: Input" in said
     at.assert_clean(origin, table)
 
 
