@@ -70,11 +70,16 @@ class Exceptions:
     """Committed exceptions as two arrays of the same length: 16 bytes each, no objects."""
 
     def __init__(self, words: array[int]) -> None:
+        self._words = words
         self.old = words[0::_WORDS]
         self.new = words[1::_WORDS]
 
     def __len__(self) -> int:
         return len(self.old)
+
+    def first(self, count: int) -> Exceptions:
+        """Give the first *count* of them."""
+        return Exceptions(self._words[: _WORDS * count])
 
     def __iter__(self) -> Iterator[CowException]:
         for old, new in zip(self.old, self.new, strict=True):
@@ -100,7 +105,13 @@ class Cursor:
 
     Areas are append-only, and the kernel zeroes an area on disk before the one before it is
     full (write_exception; persistent_commit_exception).  Use: while `more` after `feed`, read
-    and feed again.
+    and feed again; when it is `in_doubt`, wait a few milliseconds before that.
+
+    A read that races with the kernel's write of an area sees an entry's words one by one where
+    the COW device is memory (brd, the page cache under a loop device).  A word that is not yet
+    written is 0, for the area was zeroed.  A new chunk of 0 ends the table; an old chunk of 0
+    may be chunk 0 of the origin or a word to come, so such an entry is believed only when it
+    is met a second time.
     """
 
     def __init__(self, chunk_size: Sectors) -> None:
@@ -110,7 +121,9 @@ class Cursor:
         self._index = 0  # of the first entry in the area that was not seen yet
         self._skip = 0  # entries in what is read next that were seen already
         self._asked: int | None = None  # bytes; None when nothing was asked for
+        self._believed: tuple[int, int] | None = None  # position of a doubtful entry
         self.more = True
+        self.in_doubt = False
 
     @property
     def position(self) -> tuple[int, int]:
@@ -138,10 +151,23 @@ class Cursor:
         if len(data) != self._asked:
             raise ValueError(f"{len(data)} bytes were fed, {self._asked} asked for")
         self._asked = None
-        found = committed(data[self._skip * ENTRY_SIZE :])
+        found = self._beyond_doubt(committed(data[self._skip * ENTRY_SIZE :]))
         self._index += len(found)
-        self.more = self._index == self._per_area
-        if self.more:
+        full = self._index == self._per_area
+        self.more = full or self.in_doubt
+        if full:
             self._area += 1
             self._index = 0
+        return found
+
+    def _beyond_doubt(self, found: Exceptions) -> Exceptions:
+        """Cut *found* before an entry for chunk 0 that is met for the first time."""
+        self.in_doubt = False
+        with suppress(ValueError):  # ValueError: there is none
+            at = found.old.index(0)
+            where = (self._area, self._index + at)
+            if where != self._believed:
+                self._believed = where
+                self.in_doubt = True
+                return found.first(at)
         return found

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from dmcopy.core.exception_store import Cursor, Header
 from dmcopy.core.extent import Extent
-from dmcopy.core.snapshot_map import Run, SnapshotMap
+from dmcopy.core.snapshot_map import SnapshotMap
 from dmcopy.errors import DmcopyError, PointInTimeLost, SourceFailed
 from dmcopy.kernel.blkdev import pread_full
 from dmcopy.units import Bytes, Sectors, chunk_start, to_bytes
+
+_DOUBT_SECONDS: Final = 0.005  # far longer than the kernel takes to write one area to memory
 
 PreadV = Callable[[int, Sequence[memoryview], int], int]
 
@@ -62,18 +65,22 @@ class CowView:
         chunk: Sectors,
         source: Sectors,
         block: Bytes,
+        size: Callable[[], Sectors] | None = None,
         preadv: PreadV = os.preadv,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Read the store on *fd*, which is open with O_DIRECT and stays the caller's.
 
         *path* is for messages, *chunk* the chunk size of the snapshot, *source* the length
-        of the source, *block* the logical block of the COW device.
+        of the source, *block* the logical block of the COW device, *size* asks for its length.
         """
         self._fd = fd
         self._path = path
         self._chunk = chunk
         self._block = block
+        self._size = size
         self._preadv = preadv
+        self._sleep = sleep
         self._cursor = Cursor(chunk)
         self._map = SnapshotMap(chunk, source)
         self._memory: Final = mmap.mmap(-1, to_bytes(chunk))  # shared and page aligned
@@ -101,37 +108,24 @@ class CowView:
             self._read(self._area[:length], offset)
             news = self._cursor.feed(self._area[:length])
             if news:
-                self._map.update(news)
+                self._map.update(news, cow=self._size() if self._size is not None else None)
             if not self._cursor.more:
                 return
+            if self._cursor.in_doubt:
+                # Proof: test_entry_that_is_half_written_is_not_believed
+                self._sleep(_DOUBT_SECONDS)
 
     def patch(self, at: Extent, data: memoryview) -> Bytes:
         """Overwrite in *data* what was saved; adjacent COW chunks come with one read."""
         patched = 0
         for run in self._map.runs(at):
-            for offset, pieces in self._reads(run):
-                if pieces[-1].size % self._block == 0:
-                    self._scatter([_part(data, at, piece) for piece in pieces], offset)
-                else:
-                    self._scatter_with_bounce(pieces, at, data, offset)
-                patched += sum(piece.size for piece in pieces)
+            offset = to_bytes(chunk_start(run.new, self._chunk))
+            if run.pieces[-1].size % self._block == 0:
+                self._scatter([_part(data, at, piece) for piece in run.pieces], offset)
+            else:
+                self._scatter_with_bounce(list(run.pieces), at, data, offset)
+            patched += sum(piece.size for piece in run.pieces)
         return Bytes(patched)
-
-    def _reads(self, run: Run) -> Iterator[tuple[Bytes, list[Extent]]]:
-        """Cut *run* behind the last chunk of the source, which may be incomplete.
-
-        What lies behind it on the COW device does not adjoin what the source has of it.
-        """
-        chunk = to_bytes(self._chunk)
-        offset, size, pieces = to_bytes(chunk_start(run.new, self._chunk)), 0, list[Extent]()
-        for piece in run.pieces:
-            pieces.append(piece)
-            size += piece.size
-            if size % chunk:
-                yield offset, pieces
-                offset, size, pieces = Bytes(offset + size + chunk - size % chunk), 0, []
-        if pieces:
-            yield offset, pieces
 
     def _scatter(self, views: list[memoryview], offset: Bytes) -> None:
         """Fill *views*, one behind the other, from *offset*; a short read is continued."""
@@ -179,7 +173,10 @@ class CowView:
                 f"sectors, not {self._chunk}"
             )
         if not header.valid:
-            raise PointInTimeLost(f"the exception store on {self._path} is marked invalid")
+            raise PointInTimeLost(
+                "the snapshot is no longer valid: the kernel marked its exception store on "
+                f"{self._path} invalid, because that is full or failed"
+            )
 
     def _read(self, into: memoryview, offset: Bytes) -> None:
         try:

@@ -94,7 +94,12 @@ def _cow(request: CowRequest, source: DirectSource, length: Sectors) -> Iterator
     try:
         with _opened(request.path) as cow:
             view = CowView(
-                cow.fd, cow.path, chunk=request.chunk, source=length, block=cow.logical_block
+                cow.fd,
+                cow.path,
+                chunk=request.chunk,
+                source=length,
+                block=cow.logical_block,
+                size=lambda: cow.sectors,
             )
             validator = SnapshotValidator(
                 Probe(control, uuid=request.snapshot_uuid),

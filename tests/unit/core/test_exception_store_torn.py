@@ -9,11 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmcopy.core.exception_store import Cursor, Header, StoreDamaged, area_chunk, committed
+from dmcopy.core.exception_store import (
+    CowException,
+    Cursor,
+    Header,
+    StoreDamaged,
+    area_chunk,
+    committed,
+)
 from dmcopy.units import Bytes, Sectors
 from tests.unit.core.kernel_store import KernelStore
 
 BLOCK = Bytes(512)
+CHUNK = Sectors(8)
+CHUNK_BYTES = 4096
 
 
 def catch_up(cursor: Cursor, store: KernelStore, block: Bytes = BLOCK) -> list[tuple[int, int]]:
@@ -103,7 +112,7 @@ def test_a_read_torn_by_the_kernels_write_loses_nothing_that_was_committed(
 
 def test_an_area_read_with_a_hole_ends_at_the_hole() -> None:
     store, cursor = KernelStore(4096), Cursor(Sectors(8))
-    [(_, _, after)] = store.commit(range(256))
+    [(_, _, after)] = store.commit(range(1, 257))
     offset, length = cursor.pending_read(BLOCK)
     assert (offset, length) == (4096, 4096)
     hole = after[:2048] + bytes(512) + after[2560:]
@@ -113,7 +122,7 @@ def test_an_area_read_with_a_hole_ends_at_the_hole() -> None:
 
 def test_a_full_area_sends_the_reader_to_the_next() -> None:
     store, cursor = KernelStore(4096), Cursor(Sectors(8))
-    store.commit(range(256))
+    store.commit(range(1, 257))
     cursor.pending_read(BLOCK)
     cursor.feed(store.read(4096, 4096))
     assert cursor.more
@@ -147,3 +156,36 @@ def test_an_exception_of_chunk_0_is_one() -> None:
 def test_a_memoryview_is_as_good_as_bytes() -> None:
     data = bytearray(struct.pack("<4Q", 7, 2, 5, 3))
     assert list(committed(memoryview(data))) == [(7, 2), (5, 3)]
+
+
+def test_entry_that_is_half_written_is_not_believed() -> None:
+    """The new chunk is there, the old one is still 0: as a racing read of memory may see it."""
+    store, cursor = bytearray(3 * CHUNK_BYTES), Cursor(CHUNK)
+
+    def look() -> list[CowException]:
+        offset, length = cursor.pending_read(Bytes(512))
+        return list(cursor.feed(bytes(store[offset : offset + length])))
+
+    assert look() == []
+    struct.pack_into("<2Q", store, CHUNK_BYTES, 7, 2)
+    struct.pack_into("<2Q", store, CHUNK_BYTES + 16, 0, 3)
+    assert look() == [(7, 2)]
+    assert cursor.in_doubt
+    assert cursor.more
+    struct.pack_into("<2Q", store, CHUNK_BYTES + 16, 9, 3)
+    assert look() == [(9, 3)]
+    assert not cursor.in_doubt
+    assert not cursor.more
+
+
+def test_entry_for_chunk_0_is_believed_the_second_time() -> None:
+    store, cursor = bytearray(3 * CHUNK_BYTES), Cursor(CHUNK)
+    struct.pack_into("<4Q", store, CHUNK_BYTES, 0, 2, 5, 3)
+    seen: list[CowException] = []
+    looks = 0
+    while cursor.more:
+        offset, length = cursor.pending_read(Bytes(512))
+        seen += list(cursor.feed(bytes(store[offset : offset + length])))
+        looks += 1
+    assert seen == [(0, 2), (5, 3)]
+    assert looks == 2

@@ -317,7 +317,6 @@ def test_process_ends_when_its_stdin_closes(process: subprocess.Popen[bytes]) ->
     assert err == b""
 
 
-@pytest.mark.xfail(reason="kernel.command imports sh (and with it asyncio) at module level")
 def test_process_imports_no_library_it_does_not_need() -> None:
     program = "import sys, dmcopy.jobs.worker; print(*sys.modules)"
     done = subprocess.run(
