@@ -14,7 +14,7 @@ import pytest
 
 from dmcopy.units import MIB
 from tests.lab import harness, stamp
-from tests.lab.harness import assert_copied, run_copy
+from tests.lab.harness import Copied, assert_copied, assert_large_copied, run_copy
 from tests.lab.stage import Stage, sh
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
@@ -41,6 +41,15 @@ def origin(stage: Stage, kind: str) -> tuple[str, str]:
     return path, stage.mount(path)
 
 
+def assert_same(kind: str, copied: Copied, path: str) -> None:
+    """The copy is what the kernel's snapshot held; xfs's is too large for the guest's memory."""
+    if kind == "xfs":
+        assert_large_copied(copied, path)
+    else:
+        image = Path(path)
+        assert_copied(copied, image.read_bytes() if image.is_file() else harness.read_device(path))
+
+
 def assert_clean(kind: str, image: str) -> None:
     if kind == "ext4":
         sh("e2fsck", "-fn", image)
@@ -53,7 +62,7 @@ def assert_clean(kind: str, image: str) -> None:
     [
         pytest.param("ext4", ("--chunk", "16k", "--segment", "1m"), marks=proof),
         ("ext4", ("--chunk", "256k", "--segment", "256k")),
-        ("xfs", ("--chunk", "64k", "--segment", "16m")),
+        ("xfs", ("--chunk", "64k", "--segment", "16m", "--cow", "48m")),
         ("xfs", ("--chunk", "4k", "--segment", "4m", "--cow", "64m")),
     ],
     ids=["ext4-16k", "ext4-256k", "xfs-64k", "xfs-4k"],
@@ -71,7 +80,7 @@ def test_files_in_the_copy_are_those_of_begin_time(
         harness.until(lambda: len(log.read_text().splitlines()) > after + 3)
     assert harness.table_text(path) == table
     assert harness.minor(path) == number
-    assert_copied(copied, harness.read_device(target))
+    assert_same(kind, copied, target)
     assert_clean(kind, target)
     # beside the origin, which is still mounted
     with harness.mounted(stage, target, READ_ONLY[kind]) as copy:
@@ -90,8 +99,8 @@ def test_file_under_stamps_is_in_the_copy_as_of_begin_time(stage: Stage, kind: s
     log = Path(stage.folder) / "log"
     image = harness.image_of(stage.folder)
     with harness.stamping(str(file), log, seed=4):
-        copied = run_copy(stage.folder, path, f"image:{image}", "--chunk", "16k")
-    assert_copied(copied, Path(image).read_bytes())
+        copied = run_copy(stage.folder, path, f"image:{image}", "--chunk", "16k", "--cow", "48m")
+    assert_same(kind, copied, image)
     assert_clean(kind, image)
     with harness.mounted(stage, image, f"{READ_ONLY[kind]},loop") as copy:
         verdict = stamp.check(str(copy / "stamped"), log, 4, t0=copied.t0, t1=copied.t1)
