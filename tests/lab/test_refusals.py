@@ -292,7 +292,7 @@ def test_cow_device_is_held_to_what_a_destination_is(at: Scene, source: str) -> 
     no(source, f"COW device: {source} is the source itself")
     no(free, "in use by this job already")
     no("/dev/no-such-disk", "No such file or directory", status=2)
-    no("/dev/no-such-dir/cow:8m", "/dev")
+    no("/dev/no-such-dir/cow:8m", "No such file or directory", status=2)
     no(f"{at.stage.file(1)}:8m", "exists")
     no("1k", "too small for a COW device")
     no("100g", "no room for a COW file of 100.0 GiB")
