@@ -50,11 +50,16 @@ def assert_same(kind: str, copied: Copied, path: str) -> None:
         assert_copied(copied, image.read_bytes() if image.is_file() else harness.read_device(path))
 
 
-def assert_clean(kind: str, image: str) -> None:
+def assert_clean(stage: Stage, kind: str, image: str) -> None:
+    """Ask the file system's own checker, which changes nothing."""
     if kind == "ext4":
         sh("e2fsck", "-fn", image)
-    else:
-        sh("xfs_repair", "-n", *(["-f"] if os.path.isfile(image) else []), image)
+        return
+    # A frozen xfs has a log that is to be replayed (for unlinked files), which a mount does.
+    file = os.path.isfile(image)
+    with harness.mounted(stage, image, "nouuid,loop" if file else "nouuid"):
+        pass
+    sh("xfs_repair", "-n", *(["-f"] if file else []), image)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +86,7 @@ def test_files_in_the_copy_are_those_of_begin_time(
     assert harness.table_text(path) == table
     assert harness.minor(path) == number
     assert_same(kind, copied, target)
-    assert_clean(kind, target)
+    assert_clean(stage, kind, target)
     # beside the origin, which is still mounted
     with harness.mounted(stage, target, READ_ONLY[kind]) as copy:
         safe, later = harness.prove_files(str(copy), log, copied.t0, copied.t1)
@@ -101,7 +106,7 @@ def test_file_under_stamps_is_in_the_copy_as_of_begin_time(stage: Stage, kind: s
     with harness.stamping(str(file), log, seed=4):
         copied = run_copy(stage.folder, path, f"image:{image}", "--chunk", "16k", "--cow", "48m")
     assert_same(kind, copied, image)
-    assert_clean(kind, image)
+    assert_clean(stage, kind, image)
     with harness.mounted(stage, image, f"{READ_ONLY[kind]},loop") as copy:
         verdict = stamp.check(str(copy / "stamped"), log, 4, t0=copied.t0, t1=copied.t1)
     assert verdict.wrong == []
