@@ -461,7 +461,7 @@ class CopyJob:
     def _advice(self, failure: DmcopyError) -> str:
         """Say how full the COW device was, where that may be the reason."""
         used, size = (self._counts.get(f"cow_{what}_sectors") for what in ("used", "total"))
-        if not isinstance(failure, PointInTimeLost) or not used or 2 * used < size:
+        if not isinstance(failure, PointInTimeLost) or not used or not size or 2 * used < size:
             return ""
         return (
             f"; of its {format_size(to_bytes(Sectors(size)))} {100 * used // size} % were in use "
