@@ -244,6 +244,7 @@ def test_rescue_names_what_it_cannot_remove(
 ) -> None:
     at, origin, destination = slowly
     table = sh("dmsetup", "table", origin)
+    at.hold_open(origin)  # idle, it would not be spliced
     running = at.start("copy", origin, destination, "--name", "stuck", "--json", "--segment", "1m")
     running.wait_for("progress")
     running.kill()
