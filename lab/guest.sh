@@ -34,8 +34,9 @@ fi
 
 if [ -n "$LAB_TTY" ]; then
     # A terminal: the host relays it, and keeps the transcript.
-    stty sane rows "$LAB_ROWS" cols "$LAB_COLUMNS" <"$LAB_TTY"
-    setsid --ctty --wait /bin/sh $job/command <"$LAB_TTY" >"$LAB_TTY" 2>&1
+    # Its size is set by the one who holds it open: a console of QEMU forgets it when closed.
+    setsid --ctty --wait /bin/sh -c 'stty sane rows "$1" cols "$2"; exec /bin/sh "$0"' \
+        $job/command "$LAB_ROWS" "$LAB_COLUMNS" <"$LAB_TTY" >"$LAB_TTY" 2>&1
     status=$?
 else
     # dsync: each piece of output is at the host before the next one is read, so that the
