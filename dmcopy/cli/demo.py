@@ -290,7 +290,7 @@ def _last_number(log: Path) -> int:
 
 
 def _nanoseconds(text: str) -> int:
-    """Read `stack.begin.Instant.text` back."""
+    """Read `stack.hold.Instant.text` back."""
     whole, _, rest = text.removesuffix("Z").partition(".")
     stamp = time.strptime(whole + " UTC", "%Y-%m-%dT%H:%M:%S %Z")
     return calendar.timegm(stamp) * 1_000_000_000 + int(rest)

@@ -33,9 +33,10 @@ from dmcopy.jobs.state import State
 from dmcopy.kernel.command import Commander
 from dmcopy.kernel.dm import Dm
 from dmcopy.kernel.sysfs import Sysfs
-from dmcopy.stack.begin import Claim, Instant, Spliced, splice
+from dmcopy.stack.begin import Claim, Spliced, splice
 from dmcopy.stack.cow import CowDevice, CowFileOnHost, CowPlan, plan_cow
 from dmcopy.stack.discover import Provider, Source, discover
+from dmcopy.stack.hold import Instant
 from dmcopy.stack.names import check_job
 from dmcopy.stack.plan import Plan, signals_deferred
 from dmcopy.stack.recover import find_remains

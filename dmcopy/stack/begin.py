@@ -16,27 +16,23 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Final
 
 from dmcopy.core.table import Table
 from dmcopy.core.targets.linear import Linear
 from dmcopy.core.targets.snapshot import Snapshot, SnapshotOrigin
-from dmcopy.errors import DmFailed, HoldLimitExceeded
 from dmcopy.kernel.blkdev import BlockDevice
 from dmcopy.kernel.dm import Dm
 from dmcopy.kernel.memory import lock_memory
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.cow import CowDevice, CowFileOnHost, CowPlan
-from dmcopy.stack.deadman import DeadMan
 from dmcopy.stack.discover import Source
+from dmcopy.stack.hold import Instant, Swap
 from dmcopy.stack.names import Role, device_name, device_uuid
 from dmcopy.stack.plan import Plan, Step
 from dmcopy.stack.steps import (
     AttachLoop,
     CowFile,
     CreateDevice,
-    LoadOrigin,
     SyncFileSystems,
     WipeHead,
     cow_path,
@@ -45,28 +41,11 @@ from dmcopy.stack.steps import (
 )
 from dmcopy.units import Sectors
 
-_ATTEMPTS: Final = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Instant:
-    """When it was: between *begin* and *begin* + *held*."""
-
-    begin_ns: int  # UTC, nanoseconds since 1970
-    held: float  # seconds
-
-    @property
-    def text(self) -> str:
-        """ISO 8601 in UTC with nanoseconds."""
-        seconds, nanoseconds = divmod(self.begin_ns, 1_000_000_000)
-        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
-
 
 class Splice(Step):
     """Swap snapshot-origin in on the live device: the begin gate.
 
-    *limit* is the longest hold in seconds.  When it is exceeded before the swap, the kernel
-    keeps the old table, and it is tried again, three times in all, then `HoldLimitExceeded`.
+    *limit* is the longest hold in seconds, here and when it is undone.
     """
 
     def __init__(
@@ -84,47 +63,27 @@ class Splice(Step):
         return f"swap the table of {self._name}"
 
     def lines(self) -> Sequence[str]:
-        return (f"dmsetup resume {shlex.quote(self._name)}",)
+        name = shlex.quote(self._name)
+        return (
+            f"dmsetup load {name} --table {shlex.quote(str(self._ours()))}",
+            f"dmsetup resume {name}",
+        )
 
     def do(self) -> None:
         lock_memory()
-        for attempt in range(_ATTEMPTS):
-            if attempt:
-                self._dm.load(self._name, self._ours())
-            resume = self._dm.prepare_resume(self._name)
-            with DeadMan([self._name], limit=self._limit) as dead_man:
-                if self._swap(resume, dead_man):
-                    return
-        raise HoldLimitExceeded(
-            f"the writes to {self._name} that were under way did not end within "
-            f"{self._limit:g} s ({_ATTEMPTS} attempts); nothing is held, and the table is as it "
-            "was; give more time with --hold-limit"
-        )
-
-    def _swap(self, resume: Callable[[], object], dead_man: DeadMan) -> bool:
-        dead_man.arm()
-        # From here to disarm(): one ioctl.  No program, no log, no journal (DESIGN.md 4).
-        start = time.monotonic()  # first: begin_ns + held must not lie before the resume's end
-        begin_ns = time.time_ns()
-        try:
-            resume()
-        except DmFailed:
-            held = time.monotonic() - start
-            dead_man.disarm()
-            # The dead man may have resumed between the kernel's swap and its own resume, which
-            # then fails (dm.c:dm_resume, EINVAL): our table is live, and that is what counts.
-            if self._dm.table(self._name) != self._ours():
-                if dead_man.fired:
-                    return False
-                raise
-        else:
-            held = time.monotonic() - start
-            dead_man.disarm()
-        self.instant = Instant(begin_ns=begin_ns, held=held)
-        return True
+        self.instant = Swap(dm=self._dm, name=self._name, limit=self._limit)(self._ours())
 
     def undo(self) -> None:
-        held = restore_origin(self._dm, self._name, self._original, self._ours())
+        # Without lockfs: nothing needs a clean file system now, and a freeze could wait.
+        swap = Swap(
+            dm=self._dm,
+            name=self._name,
+            limit=self._limit,
+            lockfs=False,
+            flush=False,
+            needed=True,
+        )
+        held = restore_origin(self._dm, self._name, self._original, self._ours(), swap=swap)
         if held is not None:
             self.end_held = held
 
@@ -212,7 +171,6 @@ def splice(
             cow_device,
             WipeHead(cow_path(sysfs, cow_device), head_length(chunk)),
             snapshot,
-            LoadOrigin(dm, name, ours),
             *sync,
         ],
         critical=[swap],

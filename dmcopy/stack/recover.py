@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from dmcopy.core.table import Table
 from dmcopy.core.targets.snapshot import SnapshotOrigin
@@ -19,11 +20,14 @@ from dmcopy.errors import DmcopyError, DmFailed
 from dmcopy.kernel.dm import Dm, DmInfo
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.cow import cow_file_name
+from dmcopy.stack.hold import Swap
 from dmcopy.stack.names import Role, owner
 from dmcopy.stack.plan import signals_deferred
 from dmcopy.stack.steps import remove_device, restore_origin
 
 log = logging.getLogger(__name__)
+
+_HOLD_LIMIT: Final = 10.0  # seconds; a rescue may take longer than an everyday end
 
 # Top first: what is above must go before what it uses.
 _ORDER = (Role.GATE, Role.SNAP, Role.COW, Role.LEG, Role.SOURCE)
@@ -152,7 +156,8 @@ def _release_origin(dm: Dm, origin: Origin, remains: Remains) -> list[str]:
             dm.resume(origin.name, lockfs=False)
         return [f"dropped the loaded table of {origin.name}"]
     original = dm.table(remains.devices[Role.SOURCE].name)
-    restore_origin(dm, origin.name, original, dm.table(origin.name))
+    swap = Swap(dm=dm, name=origin.name, limit=_HOLD_LIMIT, lockfs=False, flush=False, needed=True)
+    restore_origin(dm, origin.name, original, dm.table(origin.name), swap=swap)
     return [f"gave {origin.name} its table back"]
 
 

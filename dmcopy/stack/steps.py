@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Final
 
 from dmcopy.core.table import Table
-from dmcopy.errors import DmBusy, DmcopyError, DmFailed
+from dmcopy.errors import DmBusy, DmcopyError
 from dmcopy.kernel.blkdev import BlockDevice, syncfs
 from dmcopy.kernel.dm import Dm
 from dmcopy.kernel.loop import LoopDevice
 from dmcopy.kernel.sysfs import Sysfs
+from dmcopy.stack.hold import Swap
 from dmcopy.stack.plan import Step
 from dmcopy.units import Bytes, Sectors, to_bytes
 
@@ -181,54 +182,21 @@ class SyncFileSystems(Step):
         """Nothing to undo."""
 
 
-class LoadOrigin(Step):
-    """Load the new table into the inactive slot of the live origin."""
-
-    def __init__(self, dm: Dm, name: str, table: Callable[[], Table]) -> None:
-        self._dm = dm
-        self._name = name
-        self._table = table
-
-    def __str__(self) -> str:
-        return f"load the new table of {self._name}"
-
-    def lines(self) -> Sequence[str]:
-        return (
-            f"dmsetup load {shlex.quote(self._name)} --table {shlex.quote(str(self._table()))}",
-        )
-
-    def do(self) -> None:
-        self._dm.load(self._name, self._table())
-
-    def undo(self) -> None:
-        info = self._dm.info(self._name)
-        if info is not None and info.inactive and self._is_ours():
-            self._dm.clear(self._name)
-
-    def _is_ours(self) -> bool:
-        return self._dm.table(self._name, inactive=True) == self._table()
-
-
-def restore_origin(dm: Dm, name: str, original: Table, ours: Table) -> float | None:
+def restore_origin(dm: Dm, name: str, original: Table, ours: Table, *, swap: Swap) -> float | None:
     """Give the origin its *original* table back if *ours* is live; seconds of the hold.
 
-    Gives None when our table is not live: then nothing is done but to resume a suspended
-    device.  Without lockfs: nothing needs a clean file system now, and a freeze could wait.
-    Raises `DmFailed`, and `DmcopyError` when the table afterwards is not the original.
+    Gives None when our table is not live: then it is dropped from the inactive slot, and a
+    suspended device is resumed.  Raises what *swap* raises, and `DmcopyError` when the table
+    afterwards is not the original.
     """
     if dm.table(name) != ours:
         info = dm.info(name)
+        if info is not None and info.inactive and dm.table(name, inactive=True) == ours:
+            dm.clear(name)
         if info is not None and info.suspended:
             dm.resume(name, lockfs=False)
         return None
-    dm.load(name, original)
-    try:
-        start = time.monotonic()
-        dm.resume(name, lockfs=False, flush=False)
-        held = time.monotonic() - start
-    except DmFailed:
-        dm.clear(name)
-        raise
+    held = swap(original).held
     now = dm.table(name)
     if now != original:
         raise DmcopyError(f"the table of {name} is not what it was: '{now}', was '{original}'")

@@ -425,7 +425,7 @@ class Rig:
         """Fix a begin time, copy, compare with the kernel's snapshot, take all apart."""
         with ExitStack() as stack:
             if not dead_man:
-                stack.enter_context(patch("dmcopy.stack.begin.DeadMan", NoDeadMan))
+                stack.enter_context(patch("dmcopy.stack.hold.DeadMan", NoDeadMan))
             point = stack.enter_context(begin(self, chunk))
             meanwhile()
             witness: list[bytes] = []

@@ -49,17 +49,20 @@ _OTHERS: Final[tuple[tuple[type, str], ...]] = (
 
 
 class Fuse:
-    """Blows at count *at*; writes what it was to *note*."""
+    """Blows at count *at*, or the first time that is called so; writes what it was to *note*."""
 
-    def __init__(self, at: int, blow: Callable[[], None], note: Path, *, again: int = 0) -> None:
-        self._at = {at, at + again}
+    def __init__(
+        self, at: int | str, blow: Callable[[], None], note: Path, *, again: int = 0
+    ) -> None:
+        self._at: set[int | str] = {at, at + again} if isinstance(at, int) else {at}
         self._blow = blow
         self._note = note
         self._count = 0
 
     def tick(self, what: str) -> None:
         self._count += 1
-        if self._count in self._at:
+        if self._at & {self._count, what}:
+            self._at.discard(what)
             with self._note.open("a") as note:
                 note.write(f"{self._count} {what}\n")
             self._blow()
@@ -114,7 +117,7 @@ BLOWS: Final[dict[str, Callable[[], None]]] = {
 }
 
 
-def context(at: int, who: str, note: Path, *, again: int = 0) -> Context:
+def context(at: int | str, who: str, note: Path, *, again: int = 0) -> Context:
     """Make the context, and arm this process; for a fork only, it is never undone."""
     fuse = Fuse(at, BLOWS[who], note, again=again)
 

@@ -40,6 +40,8 @@ class FakeDm:
         call = f"{verb} {name}"
         self.calls.append(call)
         if call in self.fail:
+            if verb == "resume" and name in self.all:
+                self.all[name].inactive = None  # as do_resume: the new table is destroyed
             raise self.fail[call]
 
     def _device(self, verb: str, name: str) -> FakeDevice:

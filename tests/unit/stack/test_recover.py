@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from dmcopy.errors import DmBusy
+from dmcopy.errors import DmBusy, DmcopyError
 from dmcopy.kernel.sysfs import Sysfs
-from dmcopy.stack import steps
+from dmcopy.stack import hold, steps
 from dmcopy.stack.names import Role, device_name, device_uuid
 from dmcopy.stack.recover import find_remains, remove_files, take_apart
 from tests.unit.fake_dm import FakeDm
 
 TABLE = "0 2048 linear 8:0 0"
+
+
+@pytest.fixture(autouse=True)
+def _no_dead_man(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit test starts no process; the swap at a rescue is done all the same."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise DmcopyError("not here")
+
+    monkeypatch.setattr(hold, "DeadMan", refuse)
 
 
 @pytest.fixture
