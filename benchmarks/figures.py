@@ -56,6 +56,11 @@ def copy_time(run: Run) -> Callable[[Sample], float]:
     return lambda one: max(one.copy_seconds - startup.get((one.method, one.round), 0.0), 1e-9)
 
 
+def rounds(run: Run) -> int:
+    """Count the rounds that are in the samples: a run that was cut short has fewer than asked."""
+    return len({one.round for one in run.samples})
+
+
 def command_time(sample: Sample) -> float:
     """Give the seconds of the whole command."""
     return sample.command_seconds
@@ -221,7 +226,7 @@ def text(run: Run) -> str:
     setup, host, guest = run.setup, run.machine["host"], run.machine["guest"]
     lines = [
         f"dmcopy {host['commit']}, {host['date']}: copy of {_gib(setup['size_bytes'])} "
-        f"between equal RAM disks, {setup['rounds']} rounds, rotating order",
+        f"between equal RAM disks, {rounds(run)} rounds (of {setup['rounds']}), rotating order",
         f"host: {host['cpu']}, {host['cores']} cores, {_gib(host['memory_bytes'])}, "
         f"Linux {host['kernel']}, load average {host['load_average'][0]:.1f} before, "
         f"{host['load_average_after'][0]:.1f} after",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from html import escape
 from typing import Final
 
-from benchmarks.figures import MIB, Spread, command_time, copy_time, latency, ratio, spread
+from benchmarks.figures import MIB, Spread, command_time, copy_time, latency, ratio, rounds, spread
 from benchmarks.methods import DMCOPY, DMCOPY_SHA256, METHODS, RAW
 from benchmarks.samples import IDLE, LOAD, Run
 
@@ -67,7 +67,7 @@ def svg(run: Run) -> str:
     drawing.text(
         16, 48,
         f"{size / (MIB << 10):g} GiB between equal RAM disks, one CPU, "
-        f"{run.setup['rounds']} rounds; bars: medians, whiskers: smallest and largest",
+        f"{rounds(run)} rounds; bars: medians, whiskers: smallest and largest",
         fill="#57606a",
     )  # fmt: skip
     for row, method in enumerate(METHODS):
