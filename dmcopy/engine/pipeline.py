@@ -18,7 +18,7 @@ from dmcopy.core.extent import Extent
 from dmcopy.engine.buffers import Buffer, BufferPool
 from dmcopy.errors import Interrupted
 
-_LOOK_EVERY: Final = 8  # extents
+_LOOK_SECONDS: Final = 0.25  # a CPU clock may tick a hundred times a second only
 _BUSY: Final = 0.7  # of the time on the CPU: then nothing can be done meanwhile
 
 Work: TypeAlias = Callable[[Extent, Buffer], None]
@@ -96,13 +96,14 @@ class Pipeline:
         at: Extent | None = None
         wall, busy = time.monotonic(), time.process_time()
         try:
-            for count, at in enumerate(extents, 1):
+            for at in extents:
                 self._stop.check()
                 fill(at, buffer)
                 for consume in consumers:
                     consume(at, buffer)
-                if count % _LOOK_EVERY == 0:
-                    now, used = time.monotonic(), time.process_time()
+                now = time.monotonic()
+                if now - wall >= _LOOK_SECONDS:
+                    used = time.process_time()
                     if used - busy < _BUSY * (now - wall):
                         return
                     wall, busy = now, used
