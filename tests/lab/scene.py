@@ -125,8 +125,9 @@ def no_helpers() -> None:
 
 
 def is_suspended(path: str) -> bool:
-    node = os.path.basename(os.path.realpath(path))  # read, not asked: starting dmsetup takes long
-    return Path(f"/sys/block/{node}/dm/suspended").read_text().strip() == "1"
+    number = os.stat(path).st_rdev  # read, not asked: starting dmsetup takes long
+    folder = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    return (folder / "dm/suspended").read_text().strip() == "1"
 
 
 def timed_write(path: str, offset: int = -4096) -> float:
