@@ -20,6 +20,7 @@ from dmcopy.kernel.command import Commander
 from dmcopy.kernel.cookie import Cookies
 from dmcopy.kernel.dm import Dm
 from dmcopy.kernel.dmioctl import DmIoctl
+from dmcopy.kernel.dmrequest import CONTROL
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.units import Bytes, parse_size
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # the real name is private
 else:
     Commands = object
 
-CONTROL: Final = "/dev/mapper/control"
 
 _ODD: Final = re.compile(r"[^A-Za-z0-9._-]+")
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Final
 
 from dmcopy import __version__
-from dmcopy.cli.common import CONTROL, Commands, Context, consoles
+from dmcopy.cli.common import Commands, Context, consoles
 from dmcopy.errors import DmFailed
 from dmcopy.jobs.overview import overview
 from dmcopy.jobs.runner import Host
 from dmcopy.kernel import udev
+from dmcopy.kernel.dmrequest import CONTROL
 from dmcopy.units import GIB, MIB, format_size
 
 _RULE: Final = "57-dmcopy.rules"

@@ -37,7 +37,7 @@ from dmcopy.engine.worker import (
 from dmcopy.errors import SourceFailed
 from dmcopy.kernel.blkdev import BlockDevice
 from dmcopy.kernel.command import Commander, Completed
-from dmcopy.kernel.dmioctl import CONTROL, Probe
+from dmcopy.kernel.dmrequest import CONTROL, Probe
 from dmcopy.kernel.memory import lock_memory
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.units import KIB, Sectors

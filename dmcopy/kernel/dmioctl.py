@@ -27,6 +27,7 @@ from dmcopy.errors import DmBusy, DmFailed, DmMissing
 from dmcopy.kernel.cookie import UDEV_FLAGS, Cookie, Cookies, udev_runs
 from dmcopy.kernel.dm import OURS, DmInfo, DmStatus
 from dmcopy.kernel.dmrequest import (
+    CONTROL,
     DM_ACTIVE_PRESENT_FLAG,
     DM_BUFFER_FULL_FLAG,
     DM_DATA_OUT_FLAG,
@@ -85,7 +86,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-CONTROL: Final = "/dev/mapper/control"
 DM_DIR: Final = "/dev/mapper"
 
 _NAME_LIST: Final = struct.Struct("=QI")  # struct dm_name_list: dev, next (bytes); name follows

@@ -19,6 +19,8 @@ from typing import Final
 
 from dmcopy.errors import DmBusy, DmFailed, DmMissing
 
+CONTROL: Final = "/dev/mapper/control"
+
 DM_NAME_LEN: Final = 128
 DM_UUID_LEN: Final = 129
 DM_MAX_TYPE_NAME: Final = 16

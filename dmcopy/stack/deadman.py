@@ -17,7 +17,6 @@ Not for: taking the stack apart (that is `recover`).
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import signal
@@ -28,16 +27,10 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final
 
-from dmcopy.errors import DmcopyError, DmFailed
+from dmcopy.errors import DmcopyError
 from dmcopy.kernel.command import Process, start_process
-from dmcopy.kernel.dm import Dm
-from dmcopy.kernel.dmioctl import DmIoctl
-from dmcopy.kernel.memory import lock_memory
+from dmcopy.stack import watch
 
-_SYS_TGKILL: Final = {"x86_64": 234, "aarch64": 131, "ppc64le": 250, "s390x": 241}
-_ARMED: Final = b"a"
-_DONE: Final = b"d"
-_POLL_SECONDS: Final = 0.01
 _START_SECONDS: Final = 30.0
 
 
@@ -62,7 +55,7 @@ class DeadMan:
         argv = [
             sys.executable,
             "-m",
-            __name__,
+            watch.__name__,
             str(self._limit),
             str(os.getpid()),
             str(threading.get_native_id()),
@@ -80,12 +73,12 @@ class DeadMan:
 
     def arm(self) -> None:
         """Start the clock; one write to a pipe."""
-        self._say(_ARMED)
+        self._say(watch.ARMED)
 
     def disarm(self) -> None:
         """The hold is over; sets `fired` when the dead man had to act."""
         assert self._process is not None
-        self._say(_DONE)
+        self._say(watch.DONE)
         answer = self._process.stdout.readline()
         self.fired = self.fired or not answer.startswith(b"done")
 
@@ -111,73 +104,3 @@ class DeadMan:
         finally:
             self._process.kill()
             self._process.stdout.close()
-
-
-def release(dm: Dm, names: Sequence[str]) -> list[str]:
-    """Let I/O go on for each of *names* that is suspended; give those that were.
-
-    A device is tried on its own whatever happened to the ones before it.
-    """
-    released = []
-    for name in names:
-        with suppress(DmFailed):
-            info = dm.info(name)
-            if info is not None and info.suspended:
-                if info.inactive:
-                    dm.clear(name)
-                dm.resume(name, lockfs=False)
-                released.append(name)
-    return released
-
-
-def _interrupt(pid: int, tid: int) -> None:
-    """Send SIGUSR1 to one thread: a signal to the process might be taken by another."""
-    number = _SYS_TGKILL.get(os.uname().machine)
-    if number is None:
-        os.kill(pid, signal.SIGUSR1)
-        return
-    ctypes.CDLL(None, use_errno=True).syscall(number, pid, tid, int(signal.SIGUSR1))
-
-
-def _said(timeout: float | None) -> bytes | None:
-    """Give the byte that control wrote, empty when it is gone, None when time went by."""
-    ready, _, _ = select.select([0], [], [], timeout)
-    return os.read(0, 1) if ready else None
-
-
-def _watch(dm: Dm, limit: float, thread: tuple[int, int], names: Sequence[str]) -> str:
-    """Wait for the end of the hold; give what is to be answered."""
-    if _said(None) != _ARMED:
-        return "never armed"
-    word = _said(limit)
-    if word == _DONE:
-        return "done"
-    why = "control died" if word == b"" else "the hold limit was over"
-    while word is None:  # until control says done, or is gone
-        _interrupt(*thread)
-        release(dm, names)
-        word = _said(_POLL_SECONDS)
-    return f"fired: {why}; resumed {' '.join(release(dm, names)) or 'nothing'}"
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the dead man; *argv* is limit, pid, thread id and the dm names."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as adjust:
-        adjust.write("-1000")
-    limit, thread, names = float(argv[0]), (int(argv[1]), int(argv[2])), argv[3:]
-    dm = DmIoctl()
-    for name in names:
-        dm.info(name)  # opens the control device and sizes the buffers while nothing is held
-    with suppress(OSError):
-        lock_memory()
-    print("ready", flush=True)
-    answer = _watch(dm, limit, thread, names)
-    with suppress(BrokenPipeError):  # control is gone; past sys.stdout, which would try again
-        os.write(1, f"{answer}\n".encode())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

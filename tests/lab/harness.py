@@ -43,7 +43,7 @@ from dmcopy.jobs.runner import Host
 from dmcopy.jobs.spec import Places
 from dmcopy.kernel.blkdev import BlockDevice
 from dmcopy.kernel.dm import Dm
-from dmcopy.kernel.dmioctl import CONTROL, Probe
+from dmcopy.kernel.dmrequest import CONTROL, Probe
 from dmcopy.stack.begin import splice
 from dmcopy.stack.cow import CowDevice
 from dmcopy.stack.discover import Provider, discover

@@ -23,7 +23,7 @@ from dmcopy.engine.exceptions_view import CowView
 from dmcopy.engine.validate import SnapshotValidator, Validator
 from dmcopy.errors import PointInTimeLost
 from dmcopy.kernel.blkdev import BlockDevice
-from dmcopy.kernel.dmioctl import CONTROL, Probe
+from dmcopy.kernel.dmrequest import CONTROL, Probe
 from dmcopy.units import KIB, MIB, Bytes, Sectors, to_sectors
 from tests.lab import snapshots, stamp
 from tests.lab.snapshots import Begun, Origin, begun, loaded, origin_on

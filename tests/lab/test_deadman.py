@@ -134,7 +134,7 @@ def test_stopped_holder_is_stood_in_for_at_the_limit(origin: str) -> None:
         holder.kill(signal.SIGSTOP)
         assert_released(origin, LIMIT + SLACK)
         # The holder may wake up and hold again: the dead man stays until it is gone.
-        assert list(helpers().values()) == ["dmcopy.stack.deadman"]
+        assert list(helpers().values()) == ["dmcopy.stack.watch"]
         holder.kill(signal.SIGKILL)
         until(lambda: not helpers(), "the dead man ended")
 
