@@ -38,13 +38,13 @@ unit: install-uml
 	$(VENV)/python -m pytest -q tests/unit tests/contract
 
 lint: install-uml
-	$(VENV)/ruff check dmcopy tests lab
-	$(VENV)/ruff format --check dmcopy tests lab
-	$(VENV)/mypy --strict dmcopy tests lab
+	$(VENV)/ruff check dmcopy tests lab benchmarks
+	$(VENV)/ruff format --check dmcopy tests lab benchmarks
+	$(VENV)/mypy --strict dmcopy tests lab benchmarks
 	$(VENV)/lint-imports
 
 lab-uml: install-uml
-	@$(VENV)/python -m lab.suite --only check-uml --only uml
+	@$(VENV)/python -m lab.suite --only check-uml --only uml --only uml-kill --only uml-udev
 
 lab-qemu: install-qemu
 	@$(VENV)/python -m lab.suite --only check-qemu --only qemu
@@ -54,7 +54,7 @@ shell: install-$(ENGINE)
 	@$(VENV)/python -m lab shell --engine $(ENGINE)
 
 bench: install-uml
-	@$(VENV)/python -m lab run --memory 2G --timeout 1200 -- python -m benchmarks
+	@$(VENV)/python -m benchmarks copy
 
 clean:
 	rm -rf .lab .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info

@@ -148,6 +148,9 @@ def venv() -> Path:
     return Path(sys.prefix) if sys.prefix != sys.base_prefix else CHECKOUT / ".venv"
 
 
+GUEST_TMP: Final = "/var/tmp/lab-guest"
+
+
 def environment(
     engine: str, disks: Sequence[str], artefacts: Path, *, udev: bool
 ) -> dict[str, str]:
@@ -164,6 +167,9 @@ def environment(
         "LAB_ARTEFACTS": str(artefacts),
         "LAB_DISKS": " ".join(disks),
     }
+    if engine != "host":
+        # The host's /tmp shows through, and what the host makes there is no leftover of a test.
+        env["TMPDIR"] = GUEST_TMP
     if not udev:
         env["DM_DISABLE_UDEV"] = (
             "1"  # else libdevmapper leaves the nodes to a udev that is not there

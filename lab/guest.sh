@@ -16,7 +16,7 @@ job=/run/lab/job
 [ -e /dev/stderr ] || ln -s /proc/self/fd/2 /dev/stderr
 
 ip link set lo up 2>/dev/null
-mkdir -p /run/lock /run/lvm /run/mdadm
+mkdir -p /run/lock /run/lvm /run/mdadm /var/tmp/lab-guest
 modprobe -a dm-mod loop
 
 # udev, as on a real machine, but only block devices are told to it again (coldplug).

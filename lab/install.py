@@ -97,7 +97,8 @@ def virtual_environment() -> None:
     print("lab: installing from PyPI: dmcopy's requirements and its test extra", flush=True)
     _run(
         str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-        "--editable", f"{CHECKOUT}[test]",
+        # a plain path: the other kind of editable install costs each start of Python an import
+        "--config-settings", "editable_mode=compat", "--editable", f"{CHECKOUT}[test]",
     )  # fmt: skip
     for old in _VENV.glob(".dmcopy-*"):
         old.unlink()

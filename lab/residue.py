@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +22,7 @@ _COOKIE_MAGIC: Final = 0x0D4D  # libdevmapper, lib/libdm-common.c: DM_COOKIE_MAG
 # System daemons that lvm, mdadm and udev start when they please; none is a test's own.
 _DAEMONS: Final = frozenset({"dmeventd", "lvmpolld", "mdadm", "systemd-udevd", "(udev-worker)"})
 _OURS: Final = re.compile(r"dmcopy|dmc[-_.]")
-_FOLDERS: Final = ("/run", "/dev/shm", "/tmp", "/var/lib/dmcopy", "/run/dmcopy")
+_FOLDERS: Final = ("/run", "/dev/shm", "/var/lib/dmcopy", "/run/dmcopy")
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def census() -> Census:
         ),
         files=frozenset(
             f"{folder}/{name}"
-            for folder in _FOLDERS
+            for folder in (*_FOLDERS, tempfile.gettempdir())
             if os.path.isdir(folder)
             for name in os.listdir(folder)
             if _OURS.match(name) or folder.endswith("dmcopy")

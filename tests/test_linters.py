@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-TREES = ("dmcopy", "tests", "lab")
+TREES = ("dmcopy", "tests", "lab", "benchmarks")
 
 
 @pytest.mark.timeout(300)
