@@ -49,7 +49,7 @@ def add(commands: Commands) -> None:
     copy = commands.add_parser(
         "copy",
         help="copy a device as it is now, while it is being written",
-        description="Copy SOURCE, as it is at one instant (the begin time), to DESTINATION, "
+        description="Copy SOURCE, as it is at one instant (the begin time), to DESTINATION,\n"
         "while applications go on writing to it.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -61,7 +61,7 @@ def add(commands: Commands) -> None:
     plan = commands.add_parser(
         "plan",
         help="show what copy would do; change nothing",
-        description="Check everything that copy checks, and show what it would do as lines that "
+        description="Check everything that copy checks, and show what it would do as lines that\n"
         "can be pasted.  Changes nothing.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

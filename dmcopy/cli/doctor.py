@@ -23,7 +23,7 @@ from dmcopy.units import GIB, MIB, format_size
 
 _RULE: Final = "57-dmcopy.rules"
 _RULE_FOLDERS: Final = ("/etc/udev/rules.d", "/run/udev/rules.d", "/usr/lib/udev/rules.d")
-_TOOLS: Final = {"blkid": "util-linux", "modprobe": "kmod", "dmsetup": "dmsetup"}
+_TOOLS: Final = {"wipefs": "util-linux", "modprobe": "kmod", "dmsetup": "dmsetup"}
 _MEMLOCK: Final = 128 * MIB
 _COW_ROOM: Final = 1 * GIB
 
@@ -95,7 +95,7 @@ def _checks(host: Host, source: str | None) -> Iterator[Check]:
             ok=found is not None,
             detail=found or "is not installed",
             mend=f"apt-get install {package}",
-            needed=tool == "blkid",
+            needed=tool == "wipefs",
         )
     yield _memlock()
     yield _state_directory(host)

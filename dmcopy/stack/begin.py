@@ -38,6 +38,7 @@ from dmcopy.stack.steps import (
     cow_path,
     head_length,
     restore_origin,
+    with_table,
 )
 from dmcopy.units import Sectors
 
@@ -63,11 +64,8 @@ class Splice(Step):
         return f"swap the table of {self._name}"
 
     def lines(self) -> Sequence[str]:
-        name = shlex.quote(self._name)
-        return (
-            f"dmsetup load {name} --table {shlex.quote(str(self._ours()))}",
-            f"dmsetup resume {name}",
-        )
+        load = ["dmsetup", "load", self._name]
+        return (with_table(load, self._ours()), shlex.join(["dmsetup", "resume", self._name]))
 
     def do(self) -> None:
         lock_memory()

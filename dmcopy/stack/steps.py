@@ -42,6 +42,13 @@ def remove_device(dm: Dm, name: str, uuid: str) -> None:
             time.sleep(_BUSY_PAUSE_SECONDS)
 
 
+def with_table(argv: Sequence[str], table: Table) -> str:
+    """Give a dmsetup line that can be pasted; ``--table`` takes one line only (dmsetup(8))."""
+    if len(table) == 1:
+        return shlex.join([*argv, "--table", str(table)])
+    return f"{shlex.join(argv)} <<'END'\n{table}\nEND"
+
+
 class CreateDevice(Step):
     """Create one dm device of ours with a table that may depend on earlier steps."""
 
@@ -55,8 +62,8 @@ class CreateDevice(Step):
         return f"create {self.name}"
 
     def lines(self) -> Sequence[str]:
-        argv = shlex.join(["dmsetup", "create", self.name, "--uuid", self.uuid])
-        return (f"{argv} --table {shlex.quote(str(self._table()))}",)
+        argv = ["dmsetup", "create", self.name, "--uuid", self.uuid]
+        return (with_table(argv, self._table()),)
 
     def do(self) -> None:
         self._dm.create(self.name, self.uuid, self._table())
