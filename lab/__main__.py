@@ -24,7 +24,7 @@ def _options() -> argparse.ArgumentParser:
     guest.add_argument("--disk", action="append", default=[], metavar="SIZE|FILE")
     guest.add_argument("--memory", default="1536M", metavar="SIZE")
     guest.add_argument("--artefacts", type=Path, metavar="DIR")
-    guest.add_argument("--no-udev", action="store_true", help="leave systemd-udevd out (uml)")
+    guest.add_argument("--no-udev", action="store_true", help="leave systemd-udevd out")
     verb = verbs.add_parser("run", parents=[guest], help="run a command, give its exit status")
     verb.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
     verb.add_argument("--tty", action="store_true", help="give the command a terminal")

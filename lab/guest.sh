@@ -26,6 +26,11 @@ if [ "$LAB_UDEV" = 1 ] && [ ! -e /run/udev/control ]; then
     udevadm trigger --action=add --subsystem-match=misc --sysname-match=device-mapper
     udevadm settle --timeout=30
 fi
+if [ "$LAB_UDEV" = 0 ] && [ -e /run/udev/control ]; then
+    # The init of virtme-ng has started it; its sockets would still look like it.
+    udevadm control --exit --timeout=30
+    rm -f /run/udev/control
+fi
 if [ ! -e /dev/mapper/control ]; then
     # Without udev nobody makes the node that libdevmapper looks for.
     mkdir -p /dev/mapper

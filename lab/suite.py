@@ -161,7 +161,7 @@ def steps(where: Path, wanted: Sequence[str]) -> dict[str, Step]:
         guest("uml-kill", 1200, _lab_tests(_KILLS), "--no-udev"),
         guest("uml-udev", 1200, _lab_tests()),
         boots("qemu", "--brief"),
-        guest("qemu", 1000, ["tests/lab", "-m", "proof", "--timeout=600"]),
+        guest("qemu", 1200, ["tests/lab", "-m", "proof", "--timeout=600"], "--no-udev"),
     ]
     return {step.name: step for step in all_steps if step.name in wanted}
 
