@@ -187,30 +187,28 @@ def _pulse(step: Step) -> str:
     return f"{step.name} {ended} done"
 
 
-def _run_chains(chains: Sequence[Sequence[Step]]) -> None:
-    """Run the chains side by side, the steps of each one after the other."""
-    waiting = [list(chain) for chain in chains]
-    running: list[tuple[Step, list[Step]]] = []
+def _run(steps: Sequence[Step], *, slots: int = 1) -> None:
+    """Run the steps in this order, at most *slots* of them at a time."""
+    waiting = list(steps)
+    running: list[Step] = []
     began = beat = time.monotonic()
     try:
-        while any(waiting) or running:
-            for chain in waiting:
-                if chain and not any(own is chain for _, own in running):
-                    _start(chain[0])
-                    running.append((chain.pop(0), chain))
+        while waiting or running:
+            while waiting and len(running) < slots:
+                _start(waiting[0])
+                running.append(waiting.pop(0))
             time.sleep(0.2)
-            for pair in list(running):
-                step, _ = pair
+            for step in list(running):
                 if step.process is not None and step.process.poll() is not None:
                     step.seconds = time.monotonic() - step.started
-                    running.remove(pair)
+                    running.remove(step)
                     print(f"[{time.monotonic() - began:4.0f} s] {_pulse(step)}, ended", flush=True)
             if time.monotonic() - beat > _HEARTBEAT and running:
                 beat = time.monotonic()
-                pulses = "; ".join(_pulse(step) for step, _ in running)
+                pulses = "; ".join(_pulse(step) for step in running)
                 print(f"[{beat - began:4.0f} s] {pulses}", flush=True)
     finally:
-        for step, _ in running:
+        for step in running:
             if step.process is not None:
                 with suppress(ProcessLookupError):
                     step.process.send_signal(signal.SIGTERM)
@@ -255,17 +253,17 @@ def main(argv: Sequence[str]) -> int:
             step.expected = collected(step.collect)
     print("running: " + ", ".join(f"{s.name} ({s.expected or 'some'} tests)" for s in chosen))
 
-    def chain(*wanted: str) -> list[Step]:
+    def those(*wanted: str) -> list[Step]:
         return [by_name[name] for name in wanted if name in by_name]
 
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     # The host's tests first and alone: some of them measure time.
-    _run_chains([chain("host")])
+    _run(those("host"))
     # A user-mode Linux guest has one CPU, so that two at a time are as fast as one; QEMU takes
-    # two and what it proves is timing, so that it is alone.
-    uml = [chain("check-uml", "uml"), chain("uml-udev", "uml-kill")]
-    _run_chains([[*uml[0], *uml[1]]] if options.one_by_one else uml)
-    _run_chains([chain("check-qemu", "qemu")])
+    # two, and what it proves is timing, so that it is alone.  The longest first.
+    uml = those("uml-udev", "uml-kill", "uml", "check-uml")
+    _run(uml, slots=1 if options.one_by_one else 2)
+    _run(those("check-qemu", "qemu"))
     return _report(chosen)
 
 
