@@ -39,7 +39,7 @@ from dmcopy.stack.discover import Provider, Source, discover
 from dmcopy.stack.hold import Instant
 from dmcopy.stack.names import check_job
 from dmcopy.stack.plan import Plan, signals_deferred
-from dmcopy.stack.recover import find_remains
+from dmcopy.stack.recover import find_remains, remove_files
 from dmcopy.units import Sectors, format_size, to_bytes, to_sectors
 
 _NOTE_SECONDS: Final = 1.0  # how often the progress goes to the journal
@@ -215,6 +215,7 @@ class CopyJob:
         self._digest: str | None = None
         self._copy_seconds: float | None = None
         self._verified = False
+        self._opened = False  # what the destination leaves is ours from then on
         self._complete = False
         self._rate = _Rate(clock)
         self._fill = FillForecast()
@@ -249,7 +250,8 @@ class CopyJob:
         with ExitStack() as stack:
             for path in self._leftovers():
                 self._journal.may_leave(self._spec.name, path)
-            stack.callback(self._take_apart)  # runs after the worker is gone
+            stack.callback(self._take_apart)  # these two run after the worker is gone
+            stack.callback(self._remove_unfinished)
             worker = stack.enter_context(WorkerLink())
             self._open(worker)
             prepared.plan.run(lambda what: self._journal.intend(self._spec.name, what))
@@ -289,6 +291,7 @@ class CopyJob:
             identity=dict(prepared.identity),
         )
         self._follow(worker, "ready")
+        self._opened = True
 
     def _begun(self) -> None:
         instant = self._prepared.instant
@@ -403,6 +406,13 @@ class CopyJob:
         if spliced is not None and spliced.splice.end_held is not None:
             self._hold("end", spliced.splice.end_held)
             spliced.splice.end_held = None
+
+    def _remove_unfinished(self) -> None:
+        """Remove an unfinished image; a worker that was killed had no chance to."""
+        if self._opened and not self._complete:
+            _, left = remove_files(self._prepared.destination.leftovers())
+            if left:
+                raise LeftBehind(left, job=self._spec.name)
 
     def _verify(self, worker: WorkerLink) -> None:
         worker.send("verify")
