@@ -90,7 +90,7 @@ class TextReport:
                 self._ended(event)
 
     def close(self) -> None:
-        """Take the bar off the screen; twice is fine."""
+        """Draw no more; what was drawn last stays on the screen.  Twice is fine."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -125,9 +125,11 @@ class TextReport:
             return
         self._shown = now
         if self._live is None:
-            self._live = Live(console=self._err, auto_refresh=False, transient=True)
+            self._live = Live(console=self._err, auto_refresh=False)
             self._live.start()
         self._live.update(_bar(event), refresh=True)
+        if last:
+            self.close()  # a finished bar stays, the next phase draws its own
 
     @staticmethod
     def _line(event: events.Progress) -> str:

@@ -85,7 +85,7 @@ def test_end_of_a_phase_is_said_once() -> None:
     ]
 
 
-def test_terminal_gets_a_bar_that_is_gone_at_the_end() -> None:
+def test_terminal_gets_a_bar_for_each_phase_and_the_finished_ones_stay() -> None:
     screen = Screen(terminal=True)
     screen.report(PROGRESS)
     drawn = screen.err.getvalue()
@@ -93,8 +93,13 @@ def test_terminal_gets_a_bar_that_is_gone_at_the_end() -> None:
     assert "25%" in drawn
     assert "COW 25% of 4.0 MiB" in drawn
     assert max(len(line) for line in drawn.splitlines()) < 120
+    whole = replace(PROGRESS, bytes_done=PROGRESS.bytes_total)
+    screen.report(whole)
+    screen.report(replace(whole, phase="verify"))
+    before = screen.err.getvalue()
+    assert before.count("100%") == 2
     screen.report(ENDED)
-    assert "\x1b[2K" in screen.err.getvalue()  # the line of the bar is erased
+    assert screen.err.getvalue() == before
 
 
 def test_outcome_goes_to_stdout_with_holds_and_digest() -> None:
