@@ -17,9 +17,10 @@ from typing import Final, TypeAlias
 from dmcopy.core.extent import Extent
 from dmcopy.engine.buffers import Buffer, BufferPool
 from dmcopy.errors import Interrupted
+from dmcopy.kernel.cpu import idle_seconds
 
 _LOOK_SECONDS: Final = 0.25  # a CPU clock may tick a hundred times a second only
-_BUSY: Final = 0.7  # of the time on the CPU: then nothing can be done meanwhile
+_IDLE: Final = 0.3  # of the time: then a device works while the CPU does not
 
 Work: TypeAlias = Callable[[Extent, Buffer], None]
 
@@ -94,7 +95,7 @@ class Pipeline:
         """Do everything in the calling thread, for as long as the CPU is the limit."""
         buffer = self._pool.take()
         at: Extent | None = None
-        wall, busy = time.monotonic(), time.process_time()
+        wall, idle = time.monotonic(), idle_seconds()
         try:
             for at in extents:
                 self._stop.check()
@@ -103,10 +104,12 @@ class Pipeline:
                     consume(at, buffer)
                 now = time.monotonic()
                 if now - wall >= _LOOK_SECONDS:
-                    used = time.process_time()
-                    if used - busy < _BUSY * (now - wall):
+                    # the CPU's own time, not ours: an application that takes half of it
+                    # leaves nothing for a second thread either
+                    idle_now = idle_seconds()
+                    if idle_now - idle > _IDLE * (now - wall):
                         return
-                    wall, busy = now, used
+                    wall, idle = now, idle_now
         except BaseException as exc:  # raised again by run
             self.fail(exc, at)
         finally:

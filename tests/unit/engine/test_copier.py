@@ -71,7 +71,8 @@ def cpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
     """Run with threads, and alone as on a machine with one CPU that is busy."""
     count: int = request.param
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(count)))
-    monkeypatch.setattr(time, "process_time", time.monotonic)
+    monkeypatch.setattr(pipeline, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline, "idle_seconds", lambda: 7.0)
     return count
 
 
@@ -263,7 +264,8 @@ def test_one_busy_cpu_copies_without_threads(
 ) -> None:
     parts = Parts(pool, content(LENGTH))
     reader = SegmentReader(parts.source, parts.view, parts.validator)
-    monkeypatch.setattr(time, "process_time", time.monotonic)
+    monkeypatch.setattr(pipeline, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline, "idle_seconds", lambda: 7.0)
     monkeypatch.setattr(threading.Thread, "start", lambda self: pytest.fail("a thread"))
     Copier(reader, parts.session, parts.pool, cpus=1).copy(segments(LENGTH))
     assert parts.session.data == parts.source.data
@@ -274,8 +276,8 @@ def test_one_idle_cpu_gets_threads_after_a_look(
 ) -> None:
     parts = Parts(pool, content(LENGTH))
     reader = SegmentReader(parts.source, parts.view, parts.validator)
-    monkeypatch.setattr(time, "process_time", lambda: 0.0)
     monkeypatch.setattr(pipeline, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline, "idle_seconds", time.monotonic)
     started: list[int] = []
     start = threading.Thread.start
 
