@@ -230,5 +230,7 @@ def _udev_rule() -> Check:
 
 
 def _install_rule() -> str:
-    shipped = Path(__file__).resolve().parents[2] / "udev" / "rules.d" / _RULE
+    checkout = Path(__file__).resolve().parents[2] / "udev" / "rules.d" / _RULE
+    installed = Path(sys.prefix) / "share" / "dmcopy" / "udev" / _RULE
+    shipped = checkout if checkout.is_file() else installed
     return f"install -m 644 {shipped} /etc/udev/rules.d/ && udevadm control --reload"
