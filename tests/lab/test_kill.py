@@ -216,7 +216,6 @@ def test_ctrl_c_in_mid_copy_is_status_5(slowly: tuple[Scene, str, str]) -> None:
         at.assert_clean(origin, table)
 
 
-@pytest.mark.proof
 def test_killed_in_mid_copy_is_mended_by_rescue(slowly: tuple[Scene, str, str]) -> None:
     at, origin, destination = slowly
     table = sh("dmsetup", "table", origin)
