@@ -44,10 +44,10 @@ lint: install-uml
 	$(VENV)/lint-imports
 
 lab-uml: install-uml
-	@$(VENV)/python -m lab.suite --only check-uml --only uml --only uml-kill --only uml-udev
+	@$(VENV)/python -m lab.suite --engine uml
 
 lab-qemu: install-qemu
-	@$(VENV)/python -m lab.suite --only check-qemu --only qemu
+	@$(VENV)/python -m lab.suite --engine qemu
 
 ENGINE ?= uml
 shell: install-$(ENGINE)

@@ -27,8 +27,12 @@ _HEARTBEAT: Final = 20.0  # seconds
 _ENDS: Final = (" PASSED", " FAILED", " ERROR", " SKIPPED")
 
 
-_WITHOUT_UDEV: Final = ("test_begin_time", "test_copier", "test_copy", "test_mounted")
-_KILLS: Final = ("test_deadman", "test_faults", "test_kill")
+# Each in a guest of its own; what no line names is run with udev, in "uml-udev".
+_GUESTS: Final = {
+    "uml-kill": ("test_deadman", "test_faults", "test_kill"),
+    "uml-copy": ("test_copier", "test_copy"),
+    "uml-begin": ("test_begin_time", "test_mounted"),
+}
 
 
 class Count(NamedTuple):
@@ -122,7 +126,7 @@ def collected(arguments: Sequence[str]) -> int | None:
 def _lab_tests(names: Sequence[str] = ()) -> list[str]:
     """Give the lab's test files *names*; without names, those that no other step has."""
     files = sorted(path.stem for path in (CHECKOUT / "tests/lab").glob("test_*.py"))
-    others = {*_WITHOUT_UDEV, *_KILLS}
+    others = {name for names in _GUESTS.values() for name in names}
     wanted = [name for name in files if (name in names if names else name not in others)]
     return [f"tests/lab/{name}.py" for name in wanted]
 
@@ -157,8 +161,7 @@ def steps(where: Path, wanted: Sequence[str]) -> dict[str, Step]:
         Step("host", [*pytest, f"--junit-xml={host / 'junit.xml'}", *every], host, collect=every),
         boots("uml"),
         # udev makes each dm device some tenths of a second slower under user-mode Linux
-        guest("uml", 1200, _lab_tests(_WITHOUT_UDEV), "--no-udev"),
-        guest("uml-kill", 1200, _lab_tests(_KILLS), "--no-udev"),
+        *(guest(name, 1200, _lab_tests(tests), "--no-udev") for name, tests in _GUESTS.items()),
         guest("uml-udev", 1200, _lab_tests()),
         boots("qemu", "--brief"),
         guest("qemu", 1200, ["tests/lab", "-m", "proof", "--timeout=600"], "--no-udev"),
@@ -240,13 +243,15 @@ def _report(chosen: Sequence[Step]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Run the suite; 0 only when every test passed."""
-    names = ("host", "check-uml", "uml", "uml-kill", "uml-udev", "check-qemu", "qemu")
+    names = ("host", "check-uml", *_GUESTS, "uml-udev", "check-qemu", "qemu")
     parser = argparse.ArgumentParser(prog="python -m lab.suite", description=__doc__)
     parser.add_argument("--only", action="append", choices=names)
+    parser.add_argument("--engine", choices=("uml", "qemu"), help="only what this engine runs")
     parser.add_argument("--one-by-one", action="store_true", help="the guests not side by side")
     options = parser.parse_args(argv)
     where = CHECKOUT / ".lab" / "suite"
-    by_name = steps(where, options.only or names)
+    wanted = [n for n in options.only or names if not options.engine or options.engine in n]
+    by_name = steps(where, wanted)
     chosen = list(by_name.values())
     for step in chosen:
         if step.collect:
@@ -261,7 +266,7 @@ def main(argv: Sequence[str]) -> int:
     _run(those("host"))
     # A user-mode Linux guest has one CPU, so that two at a time are as fast as one; QEMU takes
     # two, and what it proves is timing, so that it is alone.  The longest first.
-    uml = those("uml-udev", "uml-kill", "uml", "check-uml")
+    uml = those("uml-udev", *_GUESTS, "check-uml")
     _run(uml, slots=1 if options.one_by_one else 2)
     _run(those("check-qemu", "qemu"))
     return _report(chosen)
