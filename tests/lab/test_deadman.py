@@ -22,7 +22,9 @@ from dmcopy.stack.deadman import DeadMan
 from tests.lab.scene import SLACK, Scene, helpers, is_suspended, scene, timed_write, until
 from tests.lab.stage import sh
 
-pytestmark = [pytest.mark.lab, pytest.mark.proof]
+pytestmark = [pytest.mark.lab]
+
+proof = pytest.mark.proof
 
 LIMIT = 0.6
 Say = Callable[[str], object]
@@ -119,6 +121,7 @@ def assert_released(origin: str, seconds: float) -> None:
     assert timed_write(origin) < 0.5 + SLACK
 
 
+@proof
 def test_killed_holder_is_stood_in_for_at_once(origin: str) -> None:
     with holding(hold(origin, limit=30.0)) as holder:
         holder.heard("held")
@@ -128,6 +131,7 @@ def test_killed_holder_is_stood_in_for_at_once(origin: str) -> None:
         until(lambda: not helpers(), "the dead man ended")
 
 
+@proof
 def test_stopped_holder_is_stood_in_for_at_the_limit(origin: str) -> None:
     with holding(hold(origin)) as holder:
         holder.heard("held")
@@ -139,6 +143,7 @@ def test_stopped_holder_is_stood_in_for_at_the_limit(origin: str) -> None:
         until(lambda: not helpers(), "the dead man ended")
 
 
+@proof
 def test_holder_that_goes_on_too_long_loses_its_hold(origin: str) -> None:
     with holding(hold(origin)) as holder:
         holder.heard("held")
@@ -232,6 +237,7 @@ def stuck_write(path: str) -> threading.Thread:
     return thread
 
 
+@proof
 def test_hold_limit_gives_up_and_leaves_the_old_table(at: Scene) -> None:
     under = at.origin(8)
     origin = at.origin(under=under)
@@ -256,6 +262,7 @@ def test_hold_limit_gives_up_and_leaves_the_old_table(at: Scene) -> None:
     at.assert_clean(origin, table)
 
 
+@proof
 def test_slow_write_within_the_limit_is_waited_for(at: Scene) -> None:
     origin = at.origin(under=at.slow(at.stage.disk(8), write_ms=1500))
     at.hold_open(origin)
