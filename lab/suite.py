@@ -116,6 +116,7 @@ def collected(arguments: Sequence[str]) -> int | None:
     """Count the tests that pytest would run; None when it cannot even collect them."""
     argv = [str(venv() / "bin/python"), "-m", "pytest", "--collect-only", "-q", *arguments]
     env = dict(os.environ, LAB_GUEST="collect")
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # pytest's own bytecode is for the guests too
     done = subprocess.run(argv, cwd=CHECKOUT, env=env, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 5):  # 5: there are none
         print(done.stdout + done.stderr, flush=True)

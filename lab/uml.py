@@ -7,6 +7,7 @@ a layer of memory (lab/init.sh).
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ _PROGRAMS: Final = {
     "modprobe": "kmod",
     "udevadm": "udev",
     "setpriv": "util-linux",
+    "taskset": "util-linux",
 }
 
 
@@ -72,6 +74,24 @@ def memory_dir(size: int) -> Path | None:
     return None
 
 
+def on_one_cpu(stack: ExitStack) -> list[str]:
+    """Give the words that keep a guest on a CPU which no other guest has; none when all are taken.
+
+    The guest's kernel and the processes it traces take turns.  On two CPUs each turn wakes the
+    other one up, and a page fault takes 100 us instead of 57, a system call 28 instead of 17.
+    """
+    for cpu in sorted(os.sched_getaffinity(0)):
+        fd = os.open(cache_dir() / f"cpu{cpu}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            continue
+        stack.callback(os.close, fd)
+        return ["taskset", "--cpu-list", str(cpu)]
+    return []
+
+
 class Uml:
     """The engine."""
 
@@ -101,11 +121,11 @@ class Uml:
 
     def launch(self, job: Job, stack: ExitStack) -> Launch:
         """Give linux.uml's command line."""
-        del stack
         for path in (*job.disks, job.directory, job.artefacts):
             if set(str(path)) & set(" ,:"):
                 raise LabError(f"user-mode Linux cannot take the path {path}: a space, ',' or ':'")
         argv = [
+            *on_one_cpu(stack),
             "linux.uml", "rootfstype=hostfs", "rootflags=/", "ro", f"mem={job.memory >> 20}M",
             "con=null", "con0=null,fd:1", "noreboot", "panic=-1", "oops=panic", "quiet",
             f"init={_HERE / 'init.sh'}", f"LABJOB={job.directory}",

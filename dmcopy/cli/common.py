@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
-
 from dmcopy.errors import DmcopyError, UsageError
 from dmcopy.jobs.runner import Host
 from dmcopy.jobs.spec import Places
@@ -24,7 +22,9 @@ from dmcopy.kernel.dmrequest import CONTROL
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.units import Bytes, parse_size
 
-if TYPE_CHECKING:  # the real name is private
+if TYPE_CHECKING:  # the real name of Commands is private
+    from rich.console import Console
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 else:
     Commands = object
@@ -76,6 +76,8 @@ def load_targets(host: Host) -> None:
 
 def consoles() -> tuple[Console, Console]:
     """Give the consoles for results (stdout) and for progress and messages (stderr)."""
+    from rich.console import Console  # takes long, and --json needs none
+
     return (
         Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty()),
         Console(file=sys.stderr, highlight=False),

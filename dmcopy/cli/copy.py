@@ -21,7 +21,6 @@ from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.runner import CopyJob, prepare
 from dmcopy.jobs.spec import DEFAULT_CHUNK, DEFAULT_HOLD_LIMIT, DEFAULT_SEGMENT, DIGESTS, CopySpec
 from dmcopy.report.jsonlines import JsonLines
-from dmcopy.report.text import TextReport
 from dmcopy.stack.cow import CowSpec
 from dmcopy.units import format_size
 
@@ -156,7 +155,11 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
 
 
 def _report(*, as_json: bool) -> Report:
-    return JsonLines(sys.stdout) if as_json else TextReport(*consoles())
+    if as_json:
+        return JsonLines(sys.stdout)
+    from dmcopy.report.text import TextReport  # brings rich
+
+    return TextReport(*consoles())
 
 
 def _show(planned: Planned, *, as_json: bool) -> None:

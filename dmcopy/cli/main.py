@@ -7,22 +7,31 @@ in time lost, 5 interrupted, 6 something was left behind.
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from dmcopy import __version__
-from dmcopy.cli import copy, demo, doctor, rescue, status
 from dmcopy.cli.common import Context
 from dmcopy.errors import DmcopyError, Interrupted, UsageError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-COMMANDS = (copy, status, rescue, doctor, demo)
+# The module of each command.  Only the one that is run is imported: what the others need
+# (tables, udev, the demo) would take longer to import than a small copy takes.
+COMMANDS: Final = {
+    "copy": "copy",
+    "plan": "copy",
+    "status": "status",
+    "rescue": "rescue",
+    "doctor": "doctor",
+    "demo": "demo",
+}
 
 _DESCRIPTION = "Copy a live block device, as it was at one instant, onto a destination."
 
@@ -47,8 +56,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Make the parser of the whole command line."""
+def parser(wanted: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """Make the parser of the command line; with *wanted*, of these commands only."""
     top = _Parser(
         prog="dmcopy",
         description=_DESCRIPTION,
@@ -64,8 +73,8 @@ def parser() -> argparse.ArgumentParser:
         help="how much to log on stderr (default: %(default)s)",
     )
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in COMMANDS:
-        module.add(commands)
+    for module in dict.fromkeys(COMMANDS[name] for name in wanted):
+        importlib.import_module(f"dmcopy.cli.{module}").add(commands)
     return top
 
 
@@ -84,8 +93,11 @@ def main(argv: Sequence[str] | None = None, context: Context | None = None) -> i
     """Run one command; gives the exit status and never raises for a failure."""
     for number in _STOPPING:
         signal.signal(number, _interrupt)
+    words = sys.argv[1:] if argv is None else argv
     try:
-        arguments = parser().parse_args(argv)
+        # a help text, or a mistake, speaks of all commands
+        known = words[:1] if words and words[0] in COMMANDS else COMMANDS
+        arguments = parser(known).parse_args(words)
         logging.basicConfig(
             stream=sys.stderr,
             level=arguments.log_level.upper(),

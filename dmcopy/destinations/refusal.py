@@ -18,6 +18,7 @@ from dmcopy.kernel.signature import signatures
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.units import Sectors, format_size, to_bytes
 
+_LASTING_SECONDS: Final = 1.0  # mdadm, started by udev, opens an array for writing, for a moment
 OTHER_DEVICE: Final = "name another destination"
 # of these, one that both know settles it; a devno may change from one boot to the next
 _STRONG: Final = ("wwn", "serial", "partuuid", "dm_uuid", "md_uuid", "backing_file")
@@ -76,7 +77,7 @@ def _refuse_relatives(path: str, devno: str, around: Surroundings) -> None:
 
 
 def _refuse_writers(what: str, devno: str, sysfs: Sysfs) -> None:
-    writers = [who for who in sysfs.openers(devno, writing=True) if who[0] != os.getpid()]
+    writers = sysfs.openers(devno, writing=True, lasting=_LASTING_SECONDS)
     if writers:
         pid, command = writers[0]
         raise Refused(
@@ -167,8 +168,8 @@ def _claimants(path: str, sysfs: Sysfs | None) -> str:
         found = sysfs.openers(sysfs.devno_of(path))
     except OSError:
         found = []
-    who = [f"{command} (pid {pid})" for pid, command in found if pid != os.getpid()]
-    return ", ".join(who) or "the kernel or another mount namespace"
+    who = ", ".join(f"{command} (pid {pid})" for pid, command in found)
+    return who or "the kernel or another mount namespace"
 
 
 def _title(sysfs: Sysfs, devno: str) -> str:

@@ -15,9 +15,7 @@ import io
 import logging
 import os
 import shlex
-import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections import deque
@@ -27,8 +25,11 @@ from typing import IO, TYPE_CHECKING, Final, NamedTuple, NoReturn, cast
 
 from dmcopy.errors import CommandFailed, ProgramMissing
 
+# Imported where they are used: sh brings asyncio, and the worker starts no program at all.
 if TYPE_CHECKING:
-    import sh  # imported where it is used: it brings asyncio, and the dead man must start fast
+    import subprocess
+
+    import sh
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ def program_environment() -> dict[str, str]:
 
 def find(program: str) -> str | None:
     """Give the path of *program*, None when it is not installed."""
+    import shutil
+
     return shutil.which(program, path=search_path(os.environ))
 
 
@@ -161,6 +164,8 @@ def _kill_group(pid: int) -> None:
 
 def launch_subprocess(argv: Sequence[str], stdin: str | None, timeout: float) -> Completed:
     """Run a program through subprocess, where pytest-subprocess can stand in for it."""
+    import subprocess
+
     started = time.monotonic()
     timed_out = False
     environment = program_environment()
@@ -265,6 +270,8 @@ class Process:
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for its end; None when *timeout* seconds went by."""
+        import subprocess
+
         try:
             return self._popen.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -278,6 +285,8 @@ class Process:
 
 def start_process(argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> Process:
     """Start a helper in a session of its own: Ctrl-C in the terminal reaches only us."""
+    import subprocess
+
     log.debug("start: %s", shlex.join(argv))
     try:
         popen = subprocess.Popen(

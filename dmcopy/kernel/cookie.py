@@ -18,7 +18,6 @@ import errno
 import logging
 import os
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -203,7 +202,9 @@ class Cookies:
     def _make(self) -> tuple[int, int, Path]:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for _ in range(_TRIES):
-            key = DM_COOKIE_MAGIC << 16 | (secrets.randbelow(0xFFFF) + 1)
+            # 0 would be no cookie.  Not the module random or secrets: they take long to import.
+            low = int.from_bytes(os.urandom(2), "little") or 1
+            key = DM_COOKIE_MAGIC << 16 | low
             # looked for before it is recorded: a record must never name somebody else's
             if self._semaphores.find(key) is not None:
                 continue

@@ -6,11 +6,8 @@ System call: mlockall(2), by ctypes, since the standard library has none.
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 from typing import Final
-
-log = logging.getLogger(__name__)
 
 MCL_CURRENT: Final = 1
 MCL_FUTURE: Final = 2
@@ -24,7 +21,10 @@ def lock_memory(*, future: bool = True) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mlockall(MCL_CURRENT | (MCL_FUTURE if future else 0)) == 0:
         return True
-    log.warning("cannot lock memory: %s", os.strerror(ctypes.get_errno()))
+    import logging  # only here: the dead man must start fast
+
+    why = os.strerror(ctypes.get_errno())
+    logging.getLogger(__name__).warning("cannot lock memory: %s", why)
     return False
 
 

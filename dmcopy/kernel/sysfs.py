@@ -14,17 +14,20 @@ import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from dmcopy.kernel.blkdev import devno as devno_text
+from dmcopy.kernel.openers import openers
 from dmcopy.units import Bytes, Sectors, to_bytes
 
 _WRITES: Final = 4  # columns of /sys/block/*/stat: completed writes, completed discards
 _DISCARDS: Final = 11
 _MOUNT_OPTIONS: Final = 2  # columns of mountinfo behind the "-": type, source, options
 _DELETED: Final = " (deleted)"
+_LOOK_SECONDS: Final = 0.05
 
 
 class Mount(NamedTuple):
@@ -300,22 +303,26 @@ class Sysfs:
         lines = _text(self.proc / "swaps").splitlines()[1:]
         return any(self._rdev(_unescape(line.split()[0])) == devno for line in lines)
 
-    def openers(self, devno: str, *, writing: bool = False) -> list[tuple[int, str]]:
-        """Give the processes that have the device open: (pid, command name).
+    def openers(
+        self, devno: str, *, writing: bool = False, lasting: float = 0.0
+    ) -> list[tuple[int, str]]:
+        """Give the other processes that have the device open: (pid, command name).
 
-        With *writing*, only those that may write.  As far as we may look: only root sees all.
-        The kernel's own users (mounts, swap, holders) have no process.
+        With *writing*, only those that may write; with *lasting*, only those that still have
+        it that many seconds later: udev, and what its rules start, look into a device for a
+        moment whenever a writer has closed it.  As far as we may look: only root sees all.
         """
-        pids = sorted(int(entry.name) for entry in _entries(self.proc) if entry.name.isdigit())
-        return [
-            (pid, _text(self.proc / str(pid) / "comm"))
-            for pid in pids
-            if any(
-                self._rdev(str(fd)) == devno and not (writing and _is_reader(fd))
-                for fd in _entries(self.proc / str(pid) / "fd")
-                if _may_be_node(fd)
-            )
-        ]
+
+        def look() -> list[tuple[int, str]]:
+            return openers(str(self.proc), lambda fd: self._rdev(fd) == devno, writing=writing)
+
+        found = look()
+        end = time.monotonic() + lasting
+        while found and time.monotonic() < end:
+            time.sleep(_LOOK_SECONDS)
+            still = look()
+            found = [who for who in found if who in still]
+        return found
 
     # small parts
 
@@ -336,26 +343,10 @@ class Sysfs:
 
 
 def _entries(folder: Path) -> list[Path]:
-    # ESRCH: a process that ends while we look at it
     try:
         return sorted(folder.iterdir())
     except OSError:
         return []
-
-
-def _may_be_node(fd: Path) -> bool:
-    # most descriptors are files and sockets; stat() of one on a dead NFS server would hang
-    try:
-        return "/dev/" in os.readlink(fd)
-    except OSError:
-        return False
-
-
-def _is_reader(fd: Path) -> bool:
-    # proc(5): /proc/PID/fdinfo/N has the flags in octal
-    lines = _text(fd.parent.parent / "fdinfo" / fd.name).splitlines()
-    flags = next((line.split()[1] for line in lines if line.startswith("flags:")), "2")
-    return int(flags, 8) & os.O_ACCMODE == os.O_RDONLY
 
 
 def _text(path: Path) -> str:

@@ -20,6 +20,8 @@ from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.names import owner
 from dmcopy.units import Bytes, Sectors, sectors_down
 
+_LASTING_SECONDS: Final = 1.0
+
 # Targets without a state of their own: a second device with the same table is the same device.
 # A second instance of raid, thin, cache, integrity ... would fight the first over its metadata.
 _STATELESS: Final = frozenset(
@@ -79,8 +81,12 @@ def discover(path: str, dm: Dm | None, sysfs: Sysfs, *, want_splice: bool = Fals
     """
     devno = _block_device(path, sysfs)
     info, table = _dm_device(devno, dm)
+    why_not = _why_no_splice(path, info, table) if info is not None and table is not None else None
+    can_splice = table is not None and why_not is None
     mounts = tuple(sysfs.mounts_of(devno))
-    users = _users(devno, sysfs, info, mounts)
+    # a dm device can be spliced whoever uses it; of another, a passing look is no reason to refuse
+    lasting = 0.0 if can_splice else _LASTING_SECONDS
+    users = _users(devno, sysfs, info, mounts, lasting=lasting)
 
     def source(provider: Provider, why: str) -> Source:
         return Source(
@@ -100,11 +106,10 @@ def discover(path: str, dm: Dm | None, sysfs: Sysfs, *, want_splice: bool = Fals
         raise Refused(f"{path} has no sectors", way_out="check that it is the device you mean")
     if info is not None and table is not None:
         _refuse_ours(path, info, table, dm)
-        why_not = _why_no_splice(path, info, table)
-        if why_not is None and (users or want_splice):
+        if users or want_splice:
+            if why_not is not None:
+                raise why_not
             return source(Provider.SPLICE, "a plain dm device" + (", in use" if users else ""))
-        if why_not is not None and (users or want_splice):
-            raise why_not
     if users:
         raise Refused(
             f"{path} is in use ({users[0]}) and is not a dm device, so nothing can be put "
@@ -135,16 +140,22 @@ def _dm_device(devno: str, dm: Dm | None) -> tuple[DmInfo | None, Table | None]:
     return None, None
 
 
-def _users(devno: str, sysfs: Sysfs, info: DmInfo | None, mounts: tuple[str, ...]) -> list[str]:
-    """Name who uses the device: in words for a person, the most telling first."""
+def _users(
+    devno: str, sysfs: Sysfs, info: DmInfo | None, mounts: tuple[str, ...], *, lasting: float
+) -> list[str]:
+    """Name who uses the device: in words for a person, the most telling first.
+
+    A process that has it open counts when it still has after *lasting* seconds.
+    """
     users = [f"mounted on {mount}" for mount in mounts]
     if sysfs.is_swap(devno):
         users.append("swap")
     users += [f"held by {sysfs.kname(holder)}" for holder in sorted(sysfs.holders(devno))]
     for part in sorted(sysfs.partitions(devno)):
-        users += [f"partition {sysfs.kname(part)} {u}" for u in _users(part, sysfs, None, ())]
+        theirs = _users(part, sysfs, None, (), lasting=lasting)
+        users += [f"partition {sysfs.kname(part)} {user}" for user in theirs]
         users += [f"partition mounted on {mount}" for mount in sysfs.mounts_of(part)]
-    users += [f"open in {name} (pid {pid})" for pid, name in sysfs.openers(devno)]
+    users += [f"open in {name} (pid {pid})" for pid, name in sysfs.openers(devno, lasting=lasting)]
     if info is not None and info.open_count and not users:
         users.append("open")
     return users

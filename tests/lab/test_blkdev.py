@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -157,14 +160,28 @@ def test_swap_is_found(stage: Stage, sysfs: Sysfs) -> None:
     assert sysfs.is_swap(sysfs.devno_of(linear))
 
 
+@contextmanager
+def holder(disk: str, mode: str) -> Iterator[int]:
+    """Have another process open *disk*; give its pid."""
+    argv = [sys.executable, "-c", f"held = open('{disk}', '{mode}'); print(); input()"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
 def test_openers_are_found_with_their_way_of_opening(stage: Stage, sysfs: Sysfs) -> None:
     disk = stage.disk()
-    devno, me = sysfs.devno_of(disk), os.getpid()
-    with BlockDevice.open(disk):
-        assert me in [pid for pid, _ in sysfs.openers(devno)]
-        assert me not in [pid for pid, _ in sysfs.openers(devno, writing=True)]
-    with BlockDevice.open(disk, write=True):
-        assert me in [pid for pid, _ in sysfs.openers(devno, writing=True)]
+    devno = sysfs.devno_of(disk)
+    with holder(disk, "rb") as pid, BlockDevice.open(disk, write=True):
+        assert pid in [pid for pid, _ in sysfs.openers(devno)]
+        assert sysfs.openers(devno, writing=True) == [], "our own do not count"
+    with holder(disk, "r+b") as pid:
+        assert [pid for pid, _ in sysfs.openers(devno, writing=True, lasting=0.2)] == [pid]
+    assert sysfs.openers(devno, lasting=1.0) == []
 
 
 def test_writes_are_counted(stage: Stage, sysfs: Sysfs) -> None:

@@ -105,7 +105,7 @@ def test_job_that_was_killed_is_dead_until_it_is_rescued(
     assert capsys.readouterr().out == "nothing to rescue\n"
 
 
-@pytest.mark.parametrize("command", [module.__name__.rpartition(".")[2] for module in COMMANDS])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parser().parse_args([command, "--help"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,22 @@ def test_openers_are_named_and_readers_can_be_left_out(tree: Tree) -> None:
     tree.process(7, "blkid", {3: (node, os.O_RDONLY)})
     tree.process(8, "sh", {0: ("pipe:[123]", os.O_RDONLY)})
     assert tree.sysfs().openers(disk) == [(7, "blkid"), (31, "qemu")]
+    assert tree.sysfs().openers(disk, writing=True) == [(31, "qemu")]
+
+
+def test_opener_that_goes_is_left_out_of_the_lasting_ones(tree: Tree) -> None:
+    disk = tree.disk("sdb", "8:16")
+    node = str(tree.dev / "sdb")
+    tree.process(7, "mdadm", {3: (node, os.O_RDWR)})
+    tree.process(31, "qemu", {9: (node, os.O_RDWR)})
+    tree.process(32, "gone", {3: (node, os.O_RDWR)})
+    (tree.proc / "32/comm").unlink()  # it ended before its name could be read
+    tree.process(os.getpid(), "dmcopy", {3: (node, os.O_RDWR)})
+    assert tree.sysfs().openers(disk, writing=True) == [(7, "mdadm"), (31, "qemu")]
+    going = threading.Timer(0.1, shutil.rmtree, [tree.proc / "7"])
+    going.start()
+    assert tree.sysfs().openers(disk, writing=True, lasting=0.3) == [(31, "qemu")]
+    going.join()
     assert tree.sysfs().openers(disk, writing=True) == [(31, "qemu")]
 
 
