@@ -167,7 +167,8 @@ def steps(where: Path, wanted: Sequence[str]) -> dict[str, Step]:
         boots("qemu", "--brief"),
         guest("qemu", 1200, ["tests/lab", "-m", "proof", "--timeout=600"], "--no-udev"),
     ]
-    return {step.name: step for step in all_steps if step.name in wanted}
+    by_name = {step.name: step for step in all_steps}
+    return {name: by_name[name] for name in wanted}
 
 
 def _start(step: Step) -> None:
@@ -244,7 +245,10 @@ def _report(chosen: Sequence[Step]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Run the suite; 0 only when every test passed."""
-    names = ("host", "check-uml", *_GUESTS, "uml-udev", "check-qemu", "qemu")
+    # the longest first, so that two slots end at about the same time
+    longest = ("uml-udev", "uml-kill", "qemu", "uml-copy", "uml-begin")
+    assert {*_GUESTS, "uml-udev", "qemu"} == {*longest}
+    names = ("host", *longest, "check-uml", "check-qemu")
     parser = argparse.ArgumentParser(prog="python -m lab.suite", description=__doc__)
     parser.add_argument("--only", action="append", choices=names)
     parser.add_argument("--engine", choices=("uml", "qemu"), help="only what this engine runs")
@@ -259,17 +263,13 @@ def main(argv: Sequence[str]) -> int:
             step.expected = collected(step.collect)
     print("running: " + ", ".join(f"{s.name} ({s.expected or 'some'} tests)" for s in chosen))
 
-    def those(*wanted: str) -> list[Step]:
-        return [by_name[name] for name in wanted if name in by_name]
-
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     # The host's tests first and alone: some of them measure time.
-    _run(those("host"))
-    # A user-mode Linux guest has one CPU, so that two at a time are as fast as one; QEMU takes
-    # two, and what it proves is timing, so that it is alone.  The longest first.
-    uml = those("uml-udev", *_GUESTS, "check-uml")
-    _run(uml, slots=1 if options.one_by_one else 2)
-    _run(those("check-qemu", "qemu"))
+    _run([step for step in chosen if step.name == "host"])
+    # Two at a time: a user-mode Linux guest has one CPU, and QEMU keeps little more than one
+    # busy.
+    guests = [step for step in chosen if step.name != "host"]
+    _run(guests, slots=1 if options.one_by_one else 2)
     return _report(chosen)
 
 

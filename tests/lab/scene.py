@@ -5,6 +5,7 @@ What is asked of the system goes by its own tools (dmsetup, losetup), not by dmc
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
@@ -21,6 +22,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+import sh as _sh  # noqa: F401 (for the forks: dmcopy imports it where it starts a program)
 
 from dmcopy.cli.common import Context
 from dmcopy.cli.main import main
@@ -208,6 +211,7 @@ class Scene:
         """Run the command line in a fork of this process, which has everything imported."""
         started = time.monotonic()
         out, err = self.folder / "stdout", self.folder / "stderr"
+        gc.freeze()  # the fork's collections would touch, and so copy, every page of pytest's
         pid = os.fork()
         if pid == 0:
             self._child(argv, prepare, out, err)
