@@ -98,6 +98,12 @@ class Job:
         """Give the file that the guest kernel's messages go to."""
         return self.directory / "console"
 
+    def refuse_paths(self, characters: str) -> None:
+        """Raise `LabError` for a path of the host that an engine's command line cannot take."""
+        for path in (*self.disks, self.directory, self.artefacts):
+            if odd := set(str(path)) & set(characters):
+                raise LabError(f"the engine cannot take the path {path}: it has {sorted(odd)}")
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -118,6 +124,9 @@ class Engine(Protocol):
     def missing(self) -> list[str]:
         """Name what has to be installed first (empty: ready)."""
 
+    def variables(self) -> dict[str, str]:
+        """Give what the engine adds to the environment of the command."""
+
     def settings(self, job: Job) -> dict[str, str]:
         """Give the shell variables that the guest's start needs."""
 
@@ -126,6 +135,19 @@ class Engine(Protocol):
 
     def launch(self, job: Job, stack: ExitStack) -> Launch:
         """Say what to start; what must be undone afterwards goes on *stack*."""
+
+
+def missing_programs(packages: Mapping[str, str]) -> list[str]:
+    """Give the Debian packages (by program) of the programs that are not there."""
+    path = "/usr/sbin:/sbin:" + os.environ.get("PATH", "/usr/bin:/bin")
+    return [package for name, package in packages.items() if not shutil.which(name, path=path)]
+
+
+def disk_names(prefix: str, count: int, *, most: int) -> list[str]:
+    """Give *prefix* with a, b, c ...; raises `LabError` for more than *most*."""
+    if count > most:
+        raise LabError(f"the engine takes {most} disks, not {count}")
+    return [f"{prefix}{chr(ord('a') + number)}" for number in range(count)]
 
 
 def engine_of(name: str) -> Engine:
@@ -291,7 +313,8 @@ def run(
             terminal=stack.enter_context(terminal.Pty()) if tty else None,
         )
         names = chosen.disk_names(len(job.disks))
-        variables = environment(engine, names, artefacts, udev=udev) | dict(env or {})
+        variables = environment(engine, names, artefacts, udev=udev)
+        variables |= chosen.variables() | dict(env or {})
         (directory / "command").write_text(script(command, variables, cwd or Path.cwd()))
         settings = {
             "LAB_UDEV": str(int(udev)),

@@ -26,6 +26,10 @@ class Host:
         done = subprocess.run(["modprobe", "-q", "dm-mod"], check=False)
         return ["a kernel with device-mapper"] if done.returncode else []
 
+    def variables(self) -> dict[str, str]:
+        """Give none."""
+        return {}
+
     def settings(self, job: Job) -> dict[str, str]:
         """Give nothing: there is no start."""
         del job

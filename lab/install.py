@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from lab import qemu, uml
+from lab import qemu
 from lab.guest import CHECKOUT, LabError
 
 # What the tests use, in a guest or on the host.
@@ -23,7 +23,7 @@ COMMON: Final = (
     "udev", "util-linux", "xfsprogs",
 )  # fmt: skip
 ENGINES: Final = {
-    "uml": ("user-mode-linux",),
+    "uml": ("user-mode-linux", "gcc", "libc6-dev"),
     "qemu": ("qemu-system-x86", "qemu-utils", "busybox-static"),
     "host": (),
 }
@@ -35,8 +35,6 @@ def packages(engines: Iterable[str]) -> list[str]:
     wanted = set(COMMON)
     for engine in engines:
         wanted.update(ENGINES[engine])
-        if engine == "uml" and uml.needs_xstate():
-            wanted.update(("gcc", "libc6-dev"))
     return sorted(wanted)
 
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from lab.guest import Job, LabError, Launch, cache_dir, venv
+from lab.guest import Job, LabError, Launch, cache_dir, disk_names, missing_programs, venv
 
 _HERE: Final = Path(__file__).resolve().parent
 _CPUS: Final = 2
@@ -85,17 +85,16 @@ class Qemu:
 
     def missing(self) -> list[str]:
         """Name the packages that are not there."""
-        path = "/usr/sbin:/sbin:" + os.environ.get("PATH", "/usr/bin:/bin")
-        need = [
-            package
-            for program, package in _PROGRAMS.items()
-            if not shutil.which(program, path=path)
-        ]
+        need = missing_programs(_PROGRAMS)
         if not (venv() / "bin/vng").exists():
             need.append("virtme-ng (PyPI)")
         if unpacked_kernel() is None:
             need.append("linux-image-amd64 (unpacked)")
         return need
+
+    def variables(self) -> dict[str, str]:
+        """Give none."""
+        return {}
 
     def settings(self, job: Job) -> dict[str, str]:
         """Give the guest's end of the terminal, if there is one."""
@@ -103,16 +102,12 @@ class Qemu:
 
     def disk_names(self, count: int) -> list[str]:
         """Give /dev/vda and so on."""
-        if count > _MAX_DISKS:
-            raise LabError(f"the QEMU guest takes {_MAX_DISKS} disks, not {count}")
-        return [f"/dev/vd{chr(ord('a') + number)}" for number in range(count)]
+        return disk_names("/dev/vd", count, most=_MAX_DISKS)
 
     def launch(self, job: Job, stack: ExitStack) -> Launch:
         """Give virtme-ng's command line."""
         del stack
-        for path in (*job.disks, job.directory, job.artefacts):
-            if set(str(path)) & set(" ,"):
-                raise LabError(f"QEMU cannot take the path {path}: a space or ','")
+        job.refuse_paths(" ,")
         kernel = unpacked_kernel()
         if kernel is None:
             raise LabError("no kernel is unpacked: python -m lab install --engine qemu")

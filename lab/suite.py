@@ -162,10 +162,10 @@ def steps(where: Path, wanted: Sequence[str]) -> dict[str, Step]:
         Step("host", [*pytest, f"--junit-xml={host / 'junit.xml'}", *every], host, collect=every),
         boots("uml"),
         # udev makes each dm device some tenths of a second slower under user-mode Linux
-        *(guest(name, 1200, _lab_tests(tests), "--no-udev") for name, tests in _GUESTS.items()),
-        guest("uml-udev", 1200, _lab_tests()),
+        *(guest(name, 1800, _lab_tests(tests), "--no-udev") for name, tests in _GUESTS.items()),
+        guest("uml-udev", 1800, _lab_tests()),
         boots("qemu", "--brief"),
-        guest("qemu", 1200, ["tests/lab", "-m", "proof", "--timeout=600"], "--no-udev"),
+        guest("qemu", 1800, ["tests/lab", "-m", "proof", "--timeout=600"], "--no-udev"),
     ]
     by_name = {step.name: step for step in all_steps}
     return {name: by_name[name] for name in wanted}

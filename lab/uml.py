@@ -8,6 +8,7 @@ a layer of memory (lab/init.sh).
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from lab.guest import Job, LabError, Launch, cache_dir
+from lab.guest import Job, Launch, cache_dir, disk_names, missing_programs
 
 _HERE: Final = Path(__file__).resolve().parent
 _MAX_DISKS: Final = 8  # ubd0 to ubd7
@@ -25,6 +26,7 @@ _PROGRAMS: Final = {
     "udevadm": "udev",
     "setpriv": "util-linux",
     "taskset": "util-linux",
+    "gcc": "gcc",
 }
 
 
@@ -35,29 +37,16 @@ def needs_xstate() -> bool:
     return "amx_tile" in Path("/proc/cpuinfo").read_text()
 
 
-def xstate_library() -> Path:
-    """Compile lab/xstate.c, once, and give the library."""
-    source = _HERE / "xstate.c"
-    library = cache_dir() / "xstate.so"
-    if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
-        new = library.with_suffix(f".{os.getpid()}")
-        subprocess.run(
-            [
-                "gcc",
-                "-O2",
-                "-Wall",
-                "-Werror",
-                "-shared",
-                "-fPIC",
-                "-o",
-                str(new),
-                str(source),
-                "-ldl",
-            ],
-            check=True,
-        )
-        new.rename(library)
-    return library
+def library(source: str) -> Path:
+    """Compile one of the C files beside this one, once, and give the shared library."""
+    text = (_HERE / source).read_bytes()
+    made = cache_dir() / f"{Path(source).stem}-{hashlib.sha256(text).hexdigest()[:12]}.so"
+    if not made.exists():
+        new = made.with_suffix(f".{os.getpid()}")
+        flags = ["-O2", "-Wall", "-Werror", "-shared", "-fPIC"]
+        subprocess.run(["gcc", *flags, "-o", str(new), str(_HERE / source), "-ldl"], check=True)
+        new.rename(made)
+    return made
 
 
 def memory_dir(size: int) -> Path | None:
@@ -99,15 +88,11 @@ class Uml:
 
     def missing(self) -> list[str]:
         """Name the Debian packages that are not there."""
-        path = "/usr/sbin:/sbin:" + os.environ.get("PATH", "/usr/bin:/bin")
-        need = [
-            package
-            for program, package in _PROGRAMS.items()
-            if not shutil.which(program, path=path)
-        ]
-        if needs_xstate() and not shutil.which("gcc"):
-            need.append("gcc")
-        return need
+        return missing_programs(_PROGRAMS)
+
+    def variables(self) -> dict[str, str]:
+        """Have programs start faster: lab/prefault.c says how."""
+        return {"LD_PRELOAD": str(library("prefault.c"))}
 
     def settings(self, job: Job) -> dict[str, str]:
         """Give the guest's end of the terminal, if there is one."""
@@ -115,15 +100,11 @@ class Uml:
 
     def disk_names(self, count: int) -> list[str]:
         """Give /dev/ubda and so on."""
-        if count > _MAX_DISKS:
-            raise LabError(f"user-mode Linux takes {_MAX_DISKS} disks, not {count}")
-        return [f"/dev/ubd{chr(ord('a') + number)}" for number in range(count)]
+        return disk_names("/dev/ubd", count, most=_MAX_DISKS)
 
     def launch(self, job: Job, stack: ExitStack) -> Launch:
         """Give linux.uml's command line."""
-        for path in (*job.disks, job.directory, job.artefacts):
-            if set(str(path)) & set(" ,:"):
-                raise LabError(f"user-mode Linux cannot take the path {path}: a space, ',' or ':'")
+        job.refuse_paths(" ,:")
         argv = [
             *on_one_cpu(stack),
             "linux.uml", "rootfstype=hostfs", "rootflags=/", "ro", f"mem={job.memory >> 20}M",
@@ -141,7 +122,7 @@ class Uml:
         if (where := memory_dir(job.memory)) is not None:
             env["TMPDIR"] = str(where)
         if needs_xstate():
-            env["LD_PRELOAD"] = str(xstate_library())
+            env["LD_PRELOAD"] = str(library("xstate.c"))
         return Launch(argv=argv, env=env, pass_fds=fds)
 
 

@@ -229,20 +229,25 @@ class CopyJob:
         name = self._spec.name
         error: BaseException | None = None
         ended: events.Ended | None = None
+        defined = False
         try:
             with JobLock(self._host.places.locks, name):
                 recorded = {"identity": dict(self._prepared.identity)}
-                self._journal.define(name, self._spec.as_json() | recorded)
                 try:
+                    with signals_deferred():  # no signal between the record and its end
+                        self._journal.define(name, self._spec.as_json() | recorded)
+                        defined = True
                     self._copy()
                 except (DmcopyError, OSError, KeyboardInterrupt) as exc:
+                    if not defined:
+                        raise
                     error = exc
                 if self._complete and isinstance(error, Interrupted):
                     error = None  # it came too late: the image has its name
                 with signals_deferred():  # the journal must know of the end
                     ended = self._end(error)
             return ended
-        except DmcopyError as exc:  # the lock is taken, or the journal cannot be written
+        except (DmcopyError, OSError) as exc:  # the lock is taken, the journal cannot be written
             return ended if ended is not None else self._ended(exc)
 
     def _copy(self) -> None:

@@ -1,8 +1,9 @@
-"""A control process that dies, or kills, at the n-th step of what it does to the machine.
+"""A control process that dies, or kills, after the n-th change that it makes to the machine.
 
 `context` goes in where `dmcopy.cli.main.main` takes its `Context`, in a process of its own: it
-counts each ioctl that changes device-mapper, and each other change, before and after.  When the
-count is reached, the fuse blows: a signal to this process, to the worker, or to both.
+counts each ioctl that changes device-mapper, and each other change, when it is made.  Before the
+next one nothing else changes, so that counts are all the states there are.  When the count is
+reached, the fuse blows: a signal to this process, to the worker, or to both.
 """
 
 from __future__ import annotations
@@ -59,10 +60,17 @@ class Fuse:
         self._note = note
         self._count = 0
 
-    def tick(self, what: str) -> None:
+    def before(self, name: str) -> None:
+        self._meet({f"before {name}"})
+
+    def after(self, name: str) -> None:
         self._count += 1
-        if self._at & {self._count, what}:
-            self._at.discard(what)
+        self._meet({self._count, f"after {name}"})
+
+    def _meet(self, here: set[int | str]) -> None:
+        if self._at & here:
+            self._at -= here
+            what = next(word for word in here if isinstance(word, str))
             with self._note.open("a") as note:
                 note.write(f"{self._count} {what}\n")
             self._blow()
@@ -71,9 +79,9 @@ class Fuse:
 def _wrapped(fuse: Fuse, name: str, inner: Callable[..., Any]) -> Callable[..., Any]:  # Any: any
     @functools.wraps(inner)
     def outer(*args: Any, **kwargs: Any) -> Any:  # Any: whatever the inner one takes
-        fuse.tick(f"before {name}")
+        fuse.before(name)
         result = inner(*args, **kwargs)
-        fuse.tick(f"after {name}")
+        fuse.after(name)
         return result
 
     return outer
@@ -125,9 +133,9 @@ def context(at: int | str, who: str, note: Path, *, again: int = 0) -> Context:
         name = VERBS.get(request)
         if name is None:
             return int(fcntl.ioctl(fd, request, data, change))
-        fuse.tick(f"before {name}")
+        fuse.before(name)
         result = int(fcntl.ioctl(fd, request, data, change))
-        fuse.tick(f"after {name}")
+        fuse.after(name)
         return result
 
     for owner, name in _OTHERS:

@@ -290,18 +290,18 @@ class Scene:
             "dev": "\n".join(sorted(os.listdir("/dev"))),
         } | {device: digest(device) for device in devices}
 
+    def _loops(self) -> list[str]:
+        files = Path("/sys/block").glob("loop*/loop/backing_file")
+        named = [file.read_text().strip() for file in files]
+        return [name for name in named if name.startswith(str(self.state))]
+
     def assert_clean(self, origin: str, table: str) -> None:
         """Nothing of dmcopy's is left, and the origin is as it was and takes writes."""
         assert sh("dmsetup", "table", origin) == table
-        assert not is_suspended(origin)
-        assert "Inactive" not in sh("dmsetup", "info", origin)
-        uuids = sh("dmsetup", "info", "--columns", "--noheadings", "-o", "name,uuid")
-        assert "DMCOPY" not in uuids
-        until(
-            lambda: str(self.folder / "state") not in sh("losetup", "--list", "-O", "BACK-FILE"),
-            "the loop device went",
-            patience=5,
-        )
+        info = sh("dmsetup", "info", "--columns", "--noheadings", "-o", "name,attr,uuid")
+        assert f"{os.path.basename(origin)}:L--w:" in info, "live, nothing loaded, not suspended"
+        assert "DMCOPY" not in info
+        until(lambda: not self._loops(), "the loop device went", patience=5)
         left = [str(p) for p in self.folder.rglob("*") if p.suffix in (".cow", ".partial")]
         assert left == []
         no_helpers()
