@@ -21,6 +21,7 @@ from dmcopy.units import Bytes, Chunks, Sectors, to_bytes
 MAGIC: Final = 0x70416E53  # "SnAp"
 VERSION: Final = 1
 _HEADER: Final = struct.Struct("<4I")  # magic, valid, version, chunk size (sectors)
+_SHORTEST_READ: Final = 4096  # bytes: a page costs the device no more than a sector
 _WORDS: Final = 2  # of an entry: old chunk (origin), new chunk (COW device); u64 little-endian
 
 
@@ -107,6 +108,9 @@ class Cursor:
     full (write_exception; persistent_commit_exception).  Use: while `more` after `feed`, read
     and feed again; when it is `in_doubt`, wait a few milliseconds before that.
 
+    Most looks find nothing or little, so a look begins with about twice what the one before
+    it found, and each further read of it is twice as long as the last.
+
     A read that races with the kernel's write of an area sees an entry's words one by one where
     the COW device is memory (brd, the page cache under a loop device).  A word that is not yet
     written is 0, for the area was zeroed.  A new chunk of 0 ends the table; an old chunk of 0
@@ -121,6 +125,8 @@ class Cursor:
         self._index = 0  # of the first entry in the area that was not seen yet
         self._skip = 0  # entries in what is read next that were seen already
         self._asked: int | None = None  # bytes; None when nothing was asked for
+        self._ahead = 0  # bytes behind the next entry that the next read is to cover
+        self._looked = 0  # bytes of entries that this look has found so far
         self._believed: tuple[int, int] | None = None  # position of a doubtful entry
         self.more = True
         self.in_doubt = False
@@ -133,12 +139,14 @@ class Cursor:
     def pending_read(self, block: Bytes) -> tuple[Bytes, Bytes]:
         """Give offset and length (bytes) of what to read next from the COW device.
 
-        It begins at the logical *block* that holds the next entry, and ends with the area.
+        It begins at the logical *block* that holds the next entry, is a multiple of *block*
+        and ends with the area at the latest.
         """
         within = self._index * ENTRY_SIZE
         start = within - within % block
         self._skip = (within - start) // ENTRY_SIZE
-        length = self._chunk - start
+        wanted = max(within - start + self._ahead, _SHORTEST_READ)
+        length = min(-(-wanted // block) * block, self._chunk - start)
         self._asked = length
         at = area_chunk(self._area, self._per_area) * self._chunk + start
         return Bytes(at), Bytes(length)
@@ -151,11 +159,17 @@ class Cursor:
         if len(data) != self._asked:
             raise ValueError(f"{len(data)} bytes were fed, {self._asked} asked for")
         self._asked = None
+        fresh = len(data) - self._skip * ENTRY_SIZE
         found = self._beyond_doubt(committed(data[self._skip * ENTRY_SIZE :]))
         self._index += len(found)
-        full = self._index == self._per_area
-        self.more = full or self.in_doubt
-        if full:
+        self._looked += len(found) * ENTRY_SIZE
+        all_used = len(found) * ENTRY_SIZE == fresh  # so there may be more behind what was read
+        self.more = all_used or self.in_doubt
+        if self.more:
+            self._ahead = 2 * fresh
+        else:
+            self._ahead, self._looked = 2 * self._looked, 0
+        if self._index == self._per_area:
             self._area += 1
             self._index = 0
         return found

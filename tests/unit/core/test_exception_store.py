@@ -154,6 +154,29 @@ def test_a_second_read_begins_at_the_block_of_the_next_entry() -> None:
     assert cursor.pending_read(Bytes(4096)) == (4096, 4096)
 
 
+def test_a_look_reads_about_twice_what_the_last_one_found() -> None:
+    store, cursor = KernelStore(65536), Cursor(Sectors(128))
+
+    def lengths(news: int) -> list[int]:
+        store.commit(range(1, news + 1))
+        found = []
+        while True:
+            offset, length = cursor.pending_read(BLOCK)
+            found.append(length)
+            cursor.feed(store.read(offset, length))
+            if not cursor.more:
+                return found
+
+    assert lengths(0) == [4096]
+    assert lengths(10) == [4096], "a page at the least"
+    # 160 bytes are there already: what is not covered is read on from, twice as long
+    assert lengths(1000) == [4096, 8192, 16384]
+    assert lengths(1000)[0] >= 2 * 16000
+    assert lengths(0)[0] >= 2 * 16000
+    assert lengths(0) == [4096]
+    assert cursor.position == (0, 2010)
+
+
 def test_bytes_that_were_not_asked_for_are_not_taken() -> None:
     cursor = Cursor(Sectors(8))
     with pytest.raises(ValueError, match="None asked for"):
