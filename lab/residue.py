@@ -21,6 +21,8 @@ from typing import Final
 _COOKIE_MAGIC: Final = 0x0D4D  # libdevmapper, lib/libdm-common.c: DM_COOKIE_MAGIC
 # System daemons that lvm, mdadm and udev start when they please; none is a test's own.
 _DAEMONS: Final = frozenset({"dmeventd", "lvmpolld", "mdadm", "systemd-udevd", "(udev-worker)"})
+_FLAGS: Final = 5  # of the numbers behind the state in /proc/PID/stat
+_PF_KTHREAD: Final = 0x00200000  # include/linux/sched.h
 _OURS: Final = re.compile(r"dmcopy|dmc[-_.]")
 _FOLDERS: Final = ("/run", "/dev/shm", "/var/lib/dmcopy", "/run/dmcopy")
 
@@ -61,31 +63,20 @@ def _first(path: Path) -> str:
     return next(iter(_lines(str(path))), "")
 
 
-def _kernel_thread(pid: int) -> bool:
-    return _parent(pid) in (0, 2) and pid != 1 and not _lines_of_maps(pid)
-
-
-def _lines_of_maps(pid: int) -> bool:
-    return bool(_first(Path(f"/proc/{pid}/maps")))
-
-
-def _parent(pid: int) -> int:
-    stat = _first(Path(f"/proc/{pid}/stat"))
-    return int(stat.rpartition(")")[2].split()[1]) if stat else 0
+def process(stat: str) -> str:
+    """Give "pid name" from a /proc/PID/stat, "" for what is no program: proc(5)."""
+    pid, _, rest = stat.partition(" (")
+    name, _, words = rest.rpartition(") ")
+    state, *numbers = words.split()
+    is_thread_of_kernel = int(numbers[_FLAGS]) & _PF_KTHREAD
+    return "" if state == "Z" or is_thread_of_kernel else f"{pid} {name}"
 
 
 def _processes() -> frozenset[str]:
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        pid = int(entry.name)
-        comm = _first(entry / "comm")
-        state = _first(entry / "stat").rpartition(")")[2].split()[:1]
-        if not comm or comm in _DAEMONS or state == ["Z"] or _kernel_thread(pid):
-            continue
-        found.add(f"{pid} {comm}")
-    return frozenset(found)
+    # one file each: a hundred are looked at before and after each test
+    stats = [_first(Path(f"/proc/{name}/stat")) for name in os.listdir("/proc") if name.isdecimal()]
+    found = {process(stat) for stat in stats if stat} - {""}
+    return frozenset(one for one in found if one.partition(" ")[2] not in _DAEMONS)
 
 
 def cookie_ids(text: str) -> frozenset[int]:

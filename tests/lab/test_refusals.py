@@ -30,9 +30,16 @@ def source(at: Scene) -> str:
     return origin
 
 
-def refused(at: Scene, *argv: str, says: str, status: int = 3, watch: Sequence[str] = ()) -> None:
-    """It says *says* in its one line, and everything is as it was."""
-    before = at.picture(*watch)
+def refused(
+    at: Scene,
+    *argv: str,
+    says: str,
+    status: int = 3,
+    watch: Sequence[str] = (),
+    before: dict[str, str] | None = None,
+) -> None:
+    """It says *says* in its one line, and everything is as it was (*before*: a picture of that)."""
+    before = before or at.picture(*watch)
     ran = at.fork(*argv)
     assert ran.status == status, ran
     assert ran.stdout == "", ran
@@ -122,8 +129,10 @@ def test_destination_is_refused(
 ) -> None:
     disk, says = make(at)
     watch = [] if make in (mounted, mounted_partition) else [disk]  # ext4 writes by itself
-    refused(at, "copy", source, disk, says=says, watch=watch)
-    refused(at, "copy", source, f"block:{disk}", "--dry-run", says=says, watch=watch)
+    before = at.picture(*watch)
+    refused(at, "copy", source, disk, says=says, watch=watch, before=before)
+    dry = ("copy", source, f"block:{disk}", "--dry-run")
+    refused(at, *dry, says=says, watch=watch, before=before)
     if make not in (physical_volume, file_system, partition_table):
         refused(at, "copy", source, disk, "--overwrite-signature", says=says, watch=watch)
 
@@ -335,16 +344,21 @@ USAGE = [
 
 def test_bad_words_are_status_2_and_one_line(at: Scene, source: str) -> None:
     disk = at.stage.disk(MIB)
+    before = at.picture(disk)
+
+    def wrong(*argv: str, says: str) -> None:
+        refused(at, *argv, says=says, status=2, watch=[disk], before=before)
+
     for words, says in USAGE:
         if words != ["--name", ""]:  # stands for the default
-            refused(at, "copy", source, disk, *words, says=says, status=2, watch=[disk])
+            wrong("copy", source, disk, *words, says=says)
     for destination in ("tape:/dev/nst0", "block:", "image:", ""):
-        refused(at, "copy", source, destination, says=destination, status=2)
-    refused(at, "copy", source, says="required: DESTINATION", status=2)
-    refused(at, says="required: COMMAND", status=2)
-    refused(at, "destroy", says="invalid choice: 'destroy'", status=2)
-    refused(at, "rescue", "nobody", says="there is no job nobody", status=2)
-    refused(at, "status", "nobody", says="nobody", status=2)
+        wrong("copy", source, destination, says=destination)
+    wrong("copy", source, says="required: DESTINATION")
+    wrong(says="required: COMMAND")
+    wrong("destroy", says="invalid choice: 'destroy'")
+    wrong("rescue", "nobody", says="there is no job nobody")
+    wrong("status", "nobody", says="nobody")
     idle = at.stage.disk(1)
     refused(at, "copy", idle, disk, "--cow", "8m", says="takes no --cow", status=2)
 

@@ -10,6 +10,7 @@ import pytest
 from lab import qemu
 from lab.guest import NO_STATUS, Disk, LabError, environment, parse_size, read_status, script
 from lab.install import installed
+from lab.residue import process
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,16 @@ def test_only_modules_for_ordinary_kvm_are_trusted(tmp_path: Path) -> None:
 def test_package_that_was_removed_is_not_installed() -> None:
     text = "install ok installed lvm2\ndeinstall ok config-files mdadm\n"
     assert installed(text) == {"lvm2"}
+
+
+@pytest.mark.parametrize(
+    ("stat", "said"),
+    [
+        ("31 (fio) S 1 31 31 0 -1 4194304 90 0", "31 fio"),
+        ("32 (a) b (c) R 1 31 31 0 -1 4194304 90 0", "32 a) b (c"),
+        ("2 (kthreadd) S 0 0 0 0 -1 2129984 0 0", ""),
+        ("33 (fio) Z 1 31 31 0 -1 4227084 90 0", ""),
+    ],
+)
+def test_residue_counts_programs_only(stat: str, said: str) -> None:
+    assert process(stat) == said

@@ -159,7 +159,7 @@ def test_a_look_reads_about_twice_what_the_last_one_found() -> None:
 
     def lengths(news: int) -> list[int]:
         store.commit(range(1, news + 1))
-        found = []
+        found: list[int] = []
         while True:
             offset, length = cursor.pending_read(BLOCK)
             found.append(length)
