@@ -285,15 +285,10 @@ class Scene:
         return {
             "tables": sh("dmsetup", "table", "--showkeys"),
             "info": sh("dmsetup", "info", "--columns", "--noheadings", "-o", "name,uuid,attr"),
-            "loops": sh("losetup", "--noheadings", "--output", "NAME,BACK-FILE,RO"),
+            "loops": "\n".join(f"{disk} {of}" for disk, of in sorted(loops().items())),
             "files": "\n".join(files),
             "dev": "\n".join(sorted(os.listdir("/dev"))),
         } | {device: digest(device) for device in devices}
-
-    def _loops(self) -> list[str]:
-        files = Path("/sys/block").glob("loop*/loop/backing_file")
-        named = [file.read_text().strip() for file in files]
-        return [name for name in named if name.startswith(str(self.state))]
 
     def assert_clean(self, origin: str, table: str) -> None:
         """Nothing of dmcopy's is left, and the origin is as it was and takes writes."""
@@ -301,13 +296,24 @@ class Scene:
         info = sh("dmsetup", "info", "--columns", "--noheadings", "-o", "name,attr,uuid")
         assert f"{os.path.basename(origin)}:L--w:" in info, "live, nothing loaded, not suspended"
         assert "DMCOPY" not in info
-        until(lambda: not self._loops(), "the loop device went", patience=5)
+        ours = f" {self.state}"
+        until(lambda: ours not in str([*loops().values()]), "the loop device went", patience=5)
         left = [str(p) for p in self.folder.rglob("*") if p.suffix in (".cow", ".partial")]
         assert left == []
         no_helpers()
         keys = [line.split()[0] for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]]
         assert not [key for key in keys if (int(key) & 0xFFFFFFFF) >> 16 == 0x0D4D]
         assert timed_write(origin) < 1 + SLACK
+
+
+def loops() -> dict[str, str]:
+    """Give of each loop device that has a file whether it is read-only, and the file."""
+    found = {}
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        disk = file.parent.parent
+        with suppress(OSError):  # it went
+            found[disk.name] = f"{(disk / 'ro').read_text()} {file.read_text()}".replace("\n", "")
+    return found
 
 
 def digest(path: str) -> str:
