@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol
 from dmcopy.core.extent import Extent
 from dmcopy.engine.buffers import Buffer, BufferPool
 from dmcopy.engine.exceptions_view import ExceptionView
+from dmcopy.engine.interval import Interval
 from dmcopy.engine.pipeline import Pipeline, Stop, Work
 from dmcopy.engine.validate import Validator
 from dmcopy.errors import SourceFailed
@@ -139,8 +140,7 @@ class Copier:
         self._sink = sink
         self._digest = digest
         self._progress = progress
-        self._clock = clock
-        self._told = clock()
+        self._tell = Interval(_PROGRESS_SECONDS, clock)
         self._pipeline = Pipeline(pool, stop if stop is not None else Stop(), cpus=cpus)
         # read and from_cow belong to the reading thread, the others to the writing one
         self._from_cow: dict[Sectors, Bytes] = {}
@@ -186,7 +186,5 @@ class Copier:
             self._sink.write(at, buffer.view[: at.size])
         self._cow += self._from_cow.pop(at.start)
         self._done += at.size
-        now = self._clock()
-        if now - self._told >= _PROGRESS_SECONDS:
-            self._told = now
+        if self._tell.due():
             self._progress(self.counts)

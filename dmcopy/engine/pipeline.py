@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Final, TypeAlias
 
 from dmcopy.core.extent import Extent
 from dmcopy.engine.buffers import Buffer, BufferPool
+from dmcopy.engine.interval import Interval
 from dmcopy.errors import Interrupted
 from dmcopy.kernel.cpu import idle_seconds
 
@@ -95,21 +95,19 @@ class Pipeline:
         """Do everything in the calling thread, for as long as the CPU is the limit."""
         buffer = self._pool.take()
         at: Extent | None = None
-        wall, idle = time.monotonic(), idle_seconds()
+        look, idle = Interval(_LOOK_SECONDS), idle_seconds()
         try:
             for at in extents:
                 self._stop.check()
                 fill(at, buffer)
                 for consume in consumers:
                     consume(at, buffer)
-                now = time.monotonic()
-                if now - wall >= _LOOK_SECONDS:
+                if look.due():
                     # the CPU's own time, not ours: an application that takes half of it
                     # leaves nothing for a second thread either
-                    idle_now = idle_seconds()
-                    if idle_now - idle > _IDLE * (now - wall):
+                    before, idle = idle, idle_seconds()
+                    if idle - before > _IDLE * look.elapsed:
                         return
-                    wall, idle = now, idle_now
         except BaseException as exc:  # raised again by run
             self.fail(exc, at)
         finally:

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 from dmcopy.core.extent import Extent
 from dmcopy.engine.buffers import Buffer, BufferPool
 from dmcopy.engine.copier import Digest
+from dmcopy.engine.interval import Interval
 from dmcopy.engine.pipeline import Pipeline, Stop
 from dmcopy.errors import VerifyFailed
 from dmcopy.units import Bytes
@@ -41,8 +42,7 @@ class Verifier:
         self._session = session
         self._digest = digest
         self._progress = progress
-        self._clock = clock
-        self._told = clock()
+        self._tell = Interval(_PROGRESS_SECONDS, clock)
         self._pipeline = Pipeline(pool, stop if stop is not None else Stop(), cpus=cpus)
         self._done = 0
 
@@ -71,7 +71,5 @@ class Verifier:
     def _hash(self, at: Extent, buffer: Buffer) -> None:
         self._digest.update(buffer.view[: at.size])
         self._done += at.size
-        now = self._clock()
-        if now - self._told >= _PROGRESS_SECONDS:
-            self._told = now
+        if self._tell.due():
             self._progress(Bytes(self._done))
