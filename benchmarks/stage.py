@@ -132,7 +132,7 @@ def _memory(run: Run, options: argparse.Namespace, devices: Devices) -> None:
             continue
         run.memory.append(found)
         _say(
-            f"memory {name}: {found.peak_pss_bytes >> 20} MiB at most, "
+            f"memory {name}: {found.peak_rss_bytes >> 20} MiB at most, "
             f"{found.copied_bytes / GIB:.1f} GiB in {found.seconds:.0f} s"
         )
 
