@@ -134,7 +134,7 @@ class _Demo:
                 print(f"dmcopy: {ended.error}", file=sys.stderr)
                 return ended.exit_status
             after = _last_number(log)
-        self._say(f"the application wrote {after - before} files meanwhile")
+        self._say(f"the application wrote {after - before} files while dmcopy ran")
         wrong = self._prove(ended, target, log)
         for line in wrong:
             self._out.print(f"WRONG: {line}", style="bold red")
