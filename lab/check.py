@@ -37,7 +37,7 @@ PROMISES: Final = (
     Promise("success is success", "true", 0, guest=False),
     Promise("a guest that resets is no pass", _SYSRQ % "b", NO_STATUS),
     Promise("a guest that switches itself off is no pass", _SYSRQ % "o", NO_STATUS),
-    Promise("a guest that hangs ends at its time limit", "sleep 900", TIME_LIMIT, seconds=20.0),
+    Promise("a guest that hangs ends at its time limit", "sleep 900", TIME_LIMIT, seconds=12.0),
     Promise("a command that is killed is no pass", "kill -KILL $$", 128 + 9, guest=False),
 )
 

@@ -258,6 +258,7 @@ def test_foreign_suspend_does_not_disturb_the_copy(at: Scene, origin: str, slow:
     at.hold_open(origin)
     running = in_mid_copy(at, origin, slow)
     sh("dmsetup", "suspend", origin)
+    at.hurry(slow)
     ran = running.ended()
     assert ran.status == 0, ran
     assert not is_suspended(origin)
