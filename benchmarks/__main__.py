@@ -157,7 +157,11 @@ def measure(options: argparse.Namespace) -> int:
     if result.why:
         run.failures.append(result.why)
     show(run, out / "benchmark-copy.json")
-    return 1 if run.failures else 0
+    if run.failures:
+        print(f"benchmarks: what the guest left is in {work}", file=sys.stderr)
+        return 1
+    shutil.rmtree(work)
+    return 0
 
 
 def show(run: Run, file: Path) -> None:
