@@ -283,7 +283,7 @@ def rounds_until_wrong(disks: list[str], shm: Path, rounds: int = ROUNDS, **brok
 
 @pytest.mark.proof
 def test_right_order_is_right_where_the_broken_ones_are_caught(disks: list[str], shm: Path) -> None:
-    assert rounds_until_wrong(disks, shm, rounds=2) == 0
+    assert rounds_until_wrong(disks, shm, rounds=4) == 0
 
 
 @pytest.mark.proof

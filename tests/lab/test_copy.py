@@ -47,7 +47,7 @@ def origin(stage: Stage, length: int = MIBS * MIB) -> str:
         ("4k", "256k", "stamp"),
         pytest.param("4k", "4m", "fio", marks=proof),
         ("16k", "1m", "fio"),
-        ("16k", "16m", "stamp"),
+        pytest.param("16k", "16m", "stamp", marks=proof),
         ("64k", "4m", "stamp"),
         ("64k", "256k", "fio"),
         ("256k", "16m", "fio"),

@@ -237,6 +237,7 @@ def stuck_write(path: str) -> threading.Thread:
     return thread
 
 
+@proof
 def test_hold_limit_gives_up_and_leaves_the_old_table(at: Scene) -> None:
     under = at.origin(8)
     origin = at.origin(under=under)
@@ -261,6 +262,7 @@ def test_hold_limit_gives_up_and_leaves_the_old_table(at: Scene) -> None:
     at.assert_clean(origin, table)
 
 
+@proof
 def test_slow_write_within_the_limit_is_waited_for(at: Scene) -> None:
     origin = at.origin(under=at.slow(at.stage.disk(8), write_ms=1500))
     at.hold_open(origin)

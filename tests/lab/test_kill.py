@@ -182,12 +182,13 @@ def test_interrupted_anywhere_even_twice_leaves_nothing(at: Scene, name: str, ag
     torture.copy_again()
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     "step",
     [
         "after DeadMan.__enter__",
-        pytest.param("after DeadMan.arm", marks=pytest.mark.proof),
-        pytest.param("before DeadMan.disarm", marks=pytest.mark.proof),
+        "after DeadMan.arm",
+        "before DeadMan.disarm",
         "after DeadMan.disarm",
     ],
 )
