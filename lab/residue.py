@@ -89,6 +89,14 @@ def cookie_ids(text: str) -> frozenset[int]:
     return frozenset(found)
 
 
+def loops() -> frozenset[str]:
+    """Give "/dev/loopN FILE" of each loop device that has one."""
+    return frozenset(
+        f"/dev/{path.parent.parent.name} {_first(path)}"
+        for path in Path("/sys/block").glob("loop*/loop/backing_file")
+    )
+
+
 def census() -> Census:
     """Look at the kernel as it is now."""
     block = Path("/sys/block")
@@ -97,10 +105,7 @@ def census() -> Census:
     return Census(
         dm=frozenset(dm.values()),
         suspended=frozenset(dm[path] for path in dm if _first(path / "dm/suspended") == "1"),
-        loops=frozenset(
-            f"/dev/{path.parent.parent.name} {_first(path)}"
-            for path in block.glob("loop*/loop/backing_file")
-        ),
+        loops=loops(),
         arrays=frozenset(
             f"/dev/{path.parent.parent.name}"
             for path in block.glob("md*/md/array_state")

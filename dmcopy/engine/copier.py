@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from dmcopy.core.extent import Extent
 from dmcopy.engine.buffers import Buffer, BufferPool
 from dmcopy.engine.exceptions_view import ExceptionView
-from dmcopy.engine.interval import Interval
+from dmcopy.engine.interval import PROGRESS_SECONDS, Interval
 from dmcopy.engine.pipeline import Pipeline, Stop, Work
 from dmcopy.engine.validate import Validator
 from dmcopy.errors import SourceFailed
 from dmcopy.kernel.blkdev import pread_full
 from dmcopy.units import Bytes, Sectors
-
-_PROGRESS_SECONDS: Final = 0.2
 
 
 class Source(Protocol):
@@ -140,7 +138,7 @@ class Copier:
         self._sink = sink
         self._digest = digest
         self._progress = progress
-        self._tell = Interval(_PROGRESS_SECONDS, clock)
+        self._tell = Interval(PROGRESS_SECONDS, clock)
         self._pipeline = Pipeline(pool, stop if stop is not None else Stop(), cpus=cpus)
         # read and from_cow belong to the reading thread, the others to the writing one
         self._from_cow: dict[Sectors, Bytes] = {}

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+PROGRESS_SECONDS: Final = 0.2  # from one progress message to the next
+
 _LOOKS: Final = 10  # at the clock, in one interval
 _MOST_CALLS: Final = 8  # without a look: work that gets slower at once is noticed so late
 
@@ -26,15 +28,18 @@ class Interval:
         self.elapsed = 0.0  # seconds between the last two times that it was due
 
     def due(self) -> bool:
-        """Tell whether *seconds* are over since it was due; it may be told a tenth late."""
+        """Tell whether *seconds* are over since it was due.
+
+        It may be told a tenth of them late; eight calls late where these slow down at once.
+        """
         self._left -= 1
         if self._left:
             return False
         now = self._clock()
         pace = (now - self._looked) / self._calls
         step = self._seconds / _LOOKS
-        self._calls = int(step / pace) if pace * _MOST_CALLS > step else _MOST_CALLS
-        self._calls = self._left = max(self._calls, 1)
+        fitting = int(step / pace) if pace * _MOST_CALLS > step else _MOST_CALLS
+        self._calls = self._left = max(fitting, 1)
         self._looked = now
         if now - self._last < self._seconds:
             return False

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from typing import Protocol
 
 from dmcopy.core.extent import Extent
 from dmcopy.engine.buffers import Buffer, BufferPool
 from dmcopy.engine.copier import Digest
-from dmcopy.engine.interval import Interval
+from dmcopy.engine.interval import PROGRESS_SECONDS, Interval
 from dmcopy.engine.pipeline import Pipeline, Stop
 from dmcopy.errors import VerifyFailed
 from dmcopy.units import Bytes
-
-_PROGRESS_SECONDS: Final = 0.2
 
 
 class Readable(Protocol):
@@ -42,7 +40,7 @@ class Verifier:
         self._session = session
         self._digest = digest
         self._progress = progress
-        self._tell = Interval(_PROGRESS_SECONDS, clock)
+        self._tell = Interval(PROGRESS_SECONDS, clock)
         self._pipeline = Pipeline(pool, stop if stop is not None else Stop(), cpus=cpus)
         self._done = 0
 

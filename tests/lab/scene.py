@@ -27,6 +27,7 @@ import sh as _sh  # noqa: F401 (for the forks: dmcopy imports it where it starts
 
 from dmcopy.cli.common import Context
 from dmcopy.cli.main import main
+from lab import residue
 from tests.lab import stamp
 from tests.lab.stage import Stage, patiently, sh
 
@@ -185,8 +186,7 @@ class Scene:
         """Take the delay of a `slow` device away: what was to be seen meanwhile was seen."""
         table = sh("dmsetup", "table", slow).split()
         table[5] = table[8] = "0"
-        sh("dmsetup", "load", slow, "--table", " ".join(table))
-        sh("dmsetup", "resume", slow)
+        reload(slow, " ".join(table))
 
     def hold_open(self, path: str) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -289,10 +289,12 @@ class Scene:
     def picture(self, *devices: str) -> dict[str, str]:
         """Give everything that a refused command must not change."""
         files = sorted(str(path) for path in self.folder.rglob("*") if path.name[:3] != "std")
+        block = Path("/sys/block")
         return {
             "tables": sh("dmsetup", "table", "--showkeys"),
             "info": sh("dmsetup", "info", "--columns", "--noheadings", "-o", "name,uuid,attr"),
-            "loops": "\n".join(f"{disk} {of}" for disk, of in sorted(loops().items())),
+            "loops": "\n".join(sorted(residue.loops())),
+            "read-only": "\n".join(f"{p} {p.read_text()}" for p in sorted(block.glob("*/ro"))),
             "files": "\n".join(files),
             "dev": "\n".join(sorted(os.listdir("/dev"))),
         } | {device: digest(device) for device in devices}
@@ -303,24 +305,18 @@ class Scene:
         info = sh("dmsetup", "info", "--columns", "--noheadings", "-o", "name,attr,uuid")
         assert f"{os.path.basename(origin)}:L--w:" in info, "live, nothing loaded, not suspended"
         assert "DMCOPY" not in info
-        ours = f" {self.state}"
-        until(lambda: ours not in str([*loops().values()]), "the loop device went", patience=5)
+        of_ours = f" {self.state}/"
+        until(
+            lambda: not [loop for loop in residue.loops() if of_ours in loop],
+            "the loop device went",
+            patience=5,
+        )
         left = [str(p) for p in self.folder.rglob("*") if p.suffix in (".cow", ".partial")]
         assert left == []
         no_helpers()
         keys = [line.split()[0] for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]]
         assert not [key for key in keys if (int(key) & 0xFFFFFFFF) >> 16 == 0x0D4D]
         assert timed_write(origin) < 1 + SLACK
-
-
-def loops() -> dict[str, str]:
-    """Give of each loop device that has a file whether it is read-only, and the file."""
-    found = {}
-    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
-        disk = file.parent.parent
-        with suppress(OSError):  # it went
-            found[disk.name] = f"{(disk / 'ro').read_text()} {file.read_text()}".replace("\n", "")
-    return found
 
 
 def digest(path: str) -> str:

@@ -139,7 +139,8 @@ def test_destination_is_refused(
     dry = ("copy", source, f"block:{disk}", "--dry-run")
     refused(at, *dry, says=says, watch=watch, before=before)
     if make not in (physical_volume, file_system, partition_table):
-        refused(at, "copy", source, disk, "--overwrite-signature", says=says, watch=watch)
+        more = ("copy", source, disk, "--overwrite-signature")
+        refused(at, *more, says=says, watch=watch, before=before)
 
 
 def test_source_and_its_relatives_are_no_destination(at: Scene) -> None:
