@@ -47,10 +47,22 @@ class PointInTimeLost(DmcopyError):
 
 
 class Interrupted(DmcopyError):
-    """Stopped by a signal; everything was undone."""
+    """Stopped by a signal or a person; what can be gone on with is kept."""
 
     exit_status = 5
     kind = "interrupted"
+
+
+class WorkerDied(Interrupted):
+    """The process that moves the blocks was killed, or had a bug."""
+
+    kind = "worker-died"
+
+
+class Cancelled(Interrupted):
+    """Given up by a person; everything was undone."""
+
+    kind = "cancelled"
 
 
 class LeftBehind(DmcopyError):

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from dmcopy.errors import DmcopyError, UsageError
-from dmcopy.jobs.runner import Host
+from dmcopy.jobs.host import Host
 from dmcopy.jobs.spec import Places
 from dmcopy.kernel.command import Commander
 from dmcopy.kernel.cookie import Cookies

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Protocol
 
 from dmcopy.cli.common import (
     Commands,
     Context,
-    consoles,
     default_name,
     load_targets,
     parsed,
     seconds,
     size,
 )
-from dmcopy.core.events import Event, Planned
+from dmcopy.cli.running import Report, detached, report_for, run_job
+from dmcopy.core.events import Planned
+from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
-from dmcopy.jobs.runner import CopyJob, prepare
-from dmcopy.jobs.spec import DEFAULT_CHUNK, DEFAULT_HOLD_LIMIT, DEFAULT_SEGMENT, DIGESTS, CopySpec
+from dmcopy.jobs.prepare import prepare
+from dmcopy.jobs.spec import (
+    DEFAULT_BATCH,
+    DEFAULT_CHUNK,
+    DEFAULT_HOLD_LIMIT,
+    DEFAULT_SEGMENT,
+    DIGESTS,
+    CopySpec,
+)
 from dmcopy.report.jsonlines import JsonLines
 from dmcopy.stack.cow import CowSpec
 from dmcopy.units import format_size
@@ -35,14 +42,6 @@ block:, any other path is image:.
 """
 
 
-class Report(Protocol):
-    """Shows events; closed at the end."""
-
-    def __call__(self, event: Event) -> None: ...
-
-    def close(self) -> None: ...
-
-
 def add(commands: Commands) -> None:
     """Add the two commands to the command line."""
     copy = commands.add_parser(
@@ -56,6 +55,11 @@ def add(commands: Commands) -> None:
     )
     _arguments(copy)
     copy.add_argument("--dry-run", action="store_true", help="show the plan and change nothing")
+    copy.add_argument(
+        "--detach",
+        action="store_true",
+        help="return as soon as the begin time is fixed; the copy goes on in the background",
+    )
     copy.set_defaults(run=run)
     plan = commands.add_parser(
         "plan",
@@ -67,7 +71,7 @@ def add(commands: Commands) -> None:
         allow_abbrev=False,
     )
     _arguments(plan)
-    plan.set_defaults(run=run, dry_run=True)
+    plan.set_defaults(run=run, dry_run=True, detach=False)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +101,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help=f"unit of the copy (default: {format_size(DEFAULT_SEGMENT)})",
     )
     parser.add_argument(
+        "--batch",
+        type=size,
+        default=DEFAULT_BATCH,
+        metavar="SIZE",
+        help="make the copy durable after this much, or after 5 seconds, whichever comes first: "
+        f"what an interruption costs at most (default: {format_size(DEFAULT_BATCH)})",
+    )
+    parser.add_argument(
         "--digest",
         choices=DIGESTS,
         default=DIGESTS[0],
@@ -122,44 +134,50 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
     """Copy, or show the plan."""
+    name = arguments.name or default_name(arguments.source)
+    if arguments.detach and not arguments.dry_run:
+        return detached(
+            name,
+            context,
+            as_json=arguments.json,
+            work=lambda report: _copy(name, arguments, context, report),
+        )
+    if arguments.dry_run:
+        _show(prepare(_spec(name, arguments), _host(context)).planned(), as_json=arguments.json)
+        return 0
+    with report_for(as_json=arguments.json) as report:
+        return _copy(name, arguments, context, report)
+
+
+def _copy(name: str, arguments: argparse.Namespace, context: Context, report: Report) -> int:
+    host = _host(context)
+    prepared = prepare(_spec(name, arguments), host)
+    with Journal(host.places.journal) as journal:
+        report(prepared.planned())
+        return run_job(prepared, host, journal, report)
+
+
+def _host(context: Context) -> Host:
     host = context.host()
     if host.dm is not None:
         load_targets(host)
-    spec = CopySpec(
-        name=arguments.name or default_name(arguments.source),
+    return host
+
+
+def _spec(name: str, arguments: argparse.Namespace) -> CopySpec:
+    return CopySpec(
+        name=name,
         source=arguments.source,
         destination=arguments.destination,
         cow=arguments.cow,
         chunk=arguments.chunk,
         segment=arguments.segment,
+        batch=arguments.batch,
         digest=arguments.digest,
         verify=arguments.verify,
         overwrite_signature=arguments.overwrite_signature,
         hold_limit=arguments.hold_limit,
     )
-    prepared = prepare(spec, host)
-    planned = prepared.planned()
-    if arguments.dry_run:
-        _show(planned, as_json=arguments.json)
-        return 0
-    report = _report(as_json=arguments.json)
-    try:
-        with Journal(host.places.journal) as journal:
-            report(planned)
-            ended = CopyJob(prepared, host, journal, report).run()
-    finally:
-        report.close()
-    if ended.error is not None:
-        print(f"dmcopy: {ended.error}", file=sys.stderr)
-    return ended.exit_status
-
-
-def _report(*, as_json: bool) -> Report:
-    if as_json:
-        return JsonLines(sys.stdout)
-    from dmcopy.report.text import TextReport  # brings rich
-
-    return TextReport(*consoles())
 
 
 def _show(planned: Planned, *, as_json: bool) -> None:

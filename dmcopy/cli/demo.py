@@ -29,8 +29,10 @@ from dmcopy.core.events import Begun, Ended, Event
 from dmcopy.core.table import Table
 from dmcopy.core.targets.linear import Linear
 from dmcopy.errors import DmcopyError, ProgramMissing
+from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
-from dmcopy.jobs.runner import CopyJob, Host, prepare
+from dmcopy.jobs.prepare import prepare
+from dmcopy.jobs.runner import CopyJob
 from dmcopy.jobs.spec import CopySpec, Places
 from dmcopy.kernel import udev
 from dmcopy.kernel.blkdev import BlockDevice, pread_full
@@ -225,7 +227,7 @@ class _Demo:
             with Journal(self._host.places.journal) as journal:
                 report(prepared.planned())
                 observer = self._with_witness(report)
-                return CopyJob(prepared, self._host, journal, observer).run()
+                return CopyJob(prepared, self._host, journal, observer, resumable=False).run()
         finally:
             report.close()
 

@@ -27,7 +27,14 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 COMMANDS: Final = {
     "copy": "copy",
     "plan": "copy",
+    "resume": "resume",
+    "pause": "steer",
+    "cancel": "steer",
+    "wait": "steer",
+    "set": "steer",
     "status": "status",
+    "show": "status",
+    "list": "status",
     "rescue": "rescue",
     "doctor": "doctor",
     "demo": "demo",
@@ -42,7 +49,7 @@ exit status:
   2  wrong usage
   3  refused for safety, nothing changed
   4  point in time lost: the copy is not usable
-  5  interrupted; everything was undone
+  5  interrupted; what can be gone on with is kept: the message says how
   6  something was left behind: the message says what, and what to run
 
 `dmcopy COMMAND --help` says more of each command.

@@ -16,8 +16,8 @@ def add(commands: Commands) -> None:
         "rescue",
         help="put right what a killed job left behind",
         description="Give every origin its table back, and remove the devices, loop devices, "
-        "files and udev cookies of jobs that died.  Running jobs are not touched.  Safe to run "
-        "at any time, and again.",
+        "files and udev cookies of jobs that died.  Jobs that can be resumed are kept, unless "
+        "JOB names one; running jobs are not touched.  Safe to run at any time, and again.",
         allow_abbrev=False,
     )
     parser.add_argument("job", nargs="?", metavar="JOB", help="only this job (default: all)")
@@ -36,6 +36,11 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         views = [view for view in views if view.job == arguments.job]
         _check(arguments.job, views)
     dead = [view for view in views if view.is_dead]
+    if arguments.job is None:
+        for view in dead:
+            if view.can_resume:
+                _keep(view, as_json=arguments.json)
+        dead = [view for view in dead if not view.can_resume]
     if arguments.dry_run:
         for view in dead:
             result = Rescued(job=view.job, done=(), left=view.remains)
@@ -57,13 +62,24 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     return 0
 
 
+def _keep(view: JobView, *, as_json: bool) -> None:
+    if as_json:
+        kept = Rescued(job=view.job, done=(), left=()).as_json() | {"can_resume": True}
+        print(json.dumps(kept))
+        return
+    print(
+        f"{view.job}: was interrupted and is kept; go on: dmcopy resume {view.job}; "
+        f"give it up: dmcopy cancel {view.job}"
+    )
+
+
 def _check(job: str, views: list[JobView]) -> None:
     if not views:
         raise UsageError(f"there is no job {job}")
     if views[0].pid is not None:
         raise Refused(
             f"job {job} is running (pid {views[0].pid})",
-            way_out=f"stop it first: kill {views[0].pid}",
+            way_out=f"stop it first: dmcopy cancel {job}",
         )
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from rich.table import Table
 from rich.text import Text
@@ -18,34 +18,56 @@ from dmcopy.report.text import duration
 from dmcopy.units import format_size
 
 
+_LOG_LINES: Final = 20
+
+
 def add(commands: Commands) -> None:
-    """Add the command to the command line."""
-    parser = commands.add_parser(
-        "status",
-        help="show jobs, and how far they are",
-        description="Show the jobs of this host: running, ended, and dead ones that left "
-        "something behind.  Changes nothing.",
+    """Add the commands to the command line."""
+    for name, text, more in (
+        ("status", "show jobs that have not ended, and how far they are", "paused, and interrupted "
+         "ones that can be resumed or left something behind"),
+        ("list", "show all jobs, ended ones too", "how they ended.  How long ended jobs are kept: "
+         "dmcopy set --host keep-jobs=N keep-days=N"),
+    ):  # fmt: skip
+        parser = commands.add_parser(
+            name,
+            help=text,
+            description=f"Show the jobs of this host: running, {more}.  Changes nothing.",
+            allow_abbrev=False,
+        )
+        if name == "status":
+            parser.add_argument("job", nargs="?", metavar="JOB", help="show this job, in full")
+        parser.add_argument("--json", action="store_true", help="one JSON object a job, on stdout")
+        parser.set_defaults(run=run, everything=name == "list", job=None)
+    show = commands.add_parser(
+        "show",
+        help="show one job in full",
+        description="Show all that is known of a job, from the journal and the kernel, whether or "
+        "not it runs.  Changes nothing.",
         allow_abbrev=False,
     )
-    parser.add_argument("job", nargs="?", metavar="JOB", help="show only this job, in full")
-    parser.add_argument("--json", action="store_true", help="one JSON object a job, on stdout")
-    parser.set_defaults(run=run)
+    show.add_argument("job", metavar="JOB")
+    show.add_argument("--json", action="store_true", help="one JSON object, on stdout")
+    show.set_defaults(run=run, everything=True)
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
     """Show all jobs, or one."""
-    views = overview(context.host())
+    host = context.host()
+    views = overview(host)
     if arguments.job is not None:
         views = [view for view in views if view.job == arguments.job]
         if not views:
             raise UsageError(f"there is no job {arguments.job}")
+    elif not arguments.everything:
+        views = [view for view in views if not view.is_over]
     if arguments.json:
         for view in views:
             print(json.dumps(view.as_json()))
         return 0
     out, _ = consoles()
     if not views:
-        out.print("no jobs")
+        out.print("no jobs" if arguments.everything else "no jobs under way (dmcopy list: all)")
     elif arguments.job is not None:
         out.print(_whole(views[0]))
     else:
@@ -54,9 +76,11 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
 
 
 def _state(view: JobView) -> str:
+    if view.pid is not None:
+        return f"{view.state} (pid {view.pid})"
     if view.is_dead:
-        return "dead"
-    return view.state if view.pid is None else f"{view.state} (pid {view.pid})"
+        return "interrupted" if view.can_resume else "dead"
+    return view.state
 
 
 def _done(view: JobView) -> str:
@@ -95,12 +119,27 @@ def _whole(view: JobView) -> Table:
         elif _done(view):
             rows.append(("done", _done(view)))
     rows += [("there is", line) for line in view.remains]
-    if view.is_dead:
+    if view.can_resume:
+        rows.append(("go on", f"dmcopy resume {view.job}"))
+        rows.append(("give it up", f"dmcopy cancel {view.job}"))
+    elif view.is_dead:
+        rows.append(("cannot go on", str(view.no_way_on)))
         rows.append(("mend", f"dmcopy rescue {view.job}"))
+    rows += [_happened(at, event) for at, event in view.log[-_LOG_LINES:]]
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
         table.add_row(Text(name), Text(value, overflow="fold"))
     return table
+
+
+def _happened(at: float, event: Mapping[str, Any]) -> tuple[str, str]:  # Any: JSON
+    """Give a line of the job's log: when, and what."""
+    when = datetime.fromtimestamp(at).astimezone()
+    words = {name: value for name, value in event.items() if name not in ("event", "job")}
+    text = words.get("message") or words.get("error") or words
+    if isinstance(text, dict):
+        text = " ".join(f"{name}={value}" for name, value in text.items())
+    return f"{when:%H:%M:%S}", f"{event['event']}: {text}"
 
 
 def _recorded(spec: Mapping[str, Any], created: float) -> list[tuple[str, str]]:  # Any: JSON

@@ -7,9 +7,9 @@ but for ``begin_time`` (UTC, with nanoseconds).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,23 @@ class Progress(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Paused(Event):
+    """Nothing is copied until the job is resumed; the point in time stays."""
+
+    event: ClassVar[str] = "paused"
+    bytes_done: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed(Event):
+    """The copy goes on, as of the same begin time, after a pause or an interruption."""
+
+    event: ClassVar[str] = "resumed"
+    begin_time: str
+    bytes_done: int  # durable at the destination already
+
+
+@dataclass(frozen=True, kw_only=True)
 class Warned(Event):
     """It went on, but a person should know."""
 
@@ -107,7 +124,7 @@ class Ended(Event):
     """The last word: how the job ended.  *error* is None when it is done."""
 
     event: ClassVar[str] = "ended"
-    state: str  # ended | failed | cancelled
+    state: str  # ended | failed | cancelled; paused | copied: it can be gone on with
     exit_status: int
     source: str
     destination: str
@@ -126,6 +143,18 @@ class Ended(Event):
     kind: str | None = None  # errors.DmcopyError.kind
     copy_seconds: float | None = None  # of seconds: moving the data, as the worker timed it
     left: tuple[str, ...] = field(default=())
+    bytes_resumed: int = 0  # durable before this session began, and not copied again
 
 
 Observer = Callable[[Event], None]
+
+_KINDS: dict[str, type[Event]] = {
+    kind.event: kind
+    for kind in (Planned, Begun, Hold, Progress, Paused, Resumed, Warned, Verified, Ended)
+}
+
+
+def from_json(said: Mapping[str, Any]) -> Event:  # Any: JSON
+    """Read what `Event.as_json` gave; raises KeyError for no event, TypeError for a wrong one."""
+    words = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
+    return _KINDS[str(words.pop("event"))](**words)

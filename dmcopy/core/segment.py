@@ -5,11 +5,15 @@ A segment list is a rule, not a list of objects: its memory does not grow with t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
+from threading import Lock
 
-from dmcopy.core.extent import Extent
-from dmcopy.units import Sectors
+from dmcopy.core.extent import Extent, merge
+from dmcopy.units import Sectors, round_down, round_up
 
 
 @dataclass(frozen=True)
@@ -34,3 +38,76 @@ class SegmentList:
 
     def __iter__(self) -> Iterator[Extent]:
         return (self[index] for index in range(len(self)))
+
+
+class Remaining:
+    """What is still to be copied: all segments but what is *done*, each handed out once.
+
+    In the order of the image, but for what was asked for first (`prefer`, from any thread).
+    A segment never reaches over a piece that is done; its memory is that of the gaps.
+    """
+
+    def __init__(self, segments: SegmentList, done: Iterable[Extent] = ()) -> None:
+        self._size = segments.size
+        whole = Extent(Sectors(0), segments.length)
+        self._gaps = _without(segments.length, merge(filter(None, map(whole.clip, done))))
+        self._first: deque[Extent] = deque()
+        self._lock = Lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._gaps)
+
+    @property
+    def length(self) -> Sectors:
+        """How many sectors were not handed out yet."""
+        with self._lock:
+            return Sectors(sum(gap.length for gap in self._gaps))
+
+    def prefer(self, extents: Iterable[Extent]) -> None:
+        """Hand out what is left of *extents* next, whole segments of it, before all else."""
+        with self._lock:
+            self._first = deque(extents)
+
+    def take(self) -> Extent | None:
+        """Hand out the next segment, None when there is none left."""
+        with self._lock:
+            while self._first:
+                found = self._take_of(self._first[0])
+                if found is not None:
+                    return found
+                self._first.popleft()
+            return self._cut(0, self._gaps[0].start) if self._gaps else None
+
+    def _take_of(self, wanted: Extent) -> Extent | None:
+        """Take the first segment that touches *wanted* and is left."""
+        start = round_down(wanted.start, self._size)
+        end = round_up(wanted.end, self._size)
+        index = max(bisect_right(self._gaps, start, key=attrgetter("start")) - 1, 0)
+        while index < len(self._gaps) and self._gaps[index].start < end:
+            if self._gaps[index].end > start:
+                return self._cut(index, max(start, self._gaps[index].start))
+            index += 1
+        return None
+
+    def _cut(self, index: int, start: Sectors) -> Extent:
+        """Take the segment at *start* out of a gap."""
+        gap = self._gaps[index]
+        end = min(Sectors(round_down(start, self._size) + self._size), gap.end)
+        rest = [(gap.start, start), (end, gap.end)]
+        self._gaps[index : index + 1] = [
+            Extent.between(*pair) for pair in rest if pair[0] < pair[1]
+        ]
+        return Extent.between(start, end)
+
+
+def _without(length: Sectors, done: Iterable[Extent]) -> list[Extent]:
+    """Give what is left of *length* sectors; *done* is sorted and disjoint."""
+    gaps = []
+    start = Sectors(0)
+    for extent in done:
+        if start < extent.start:
+            gaps.append(Extent.between(start, extent.start))
+        start = extent.end
+    if start < length:
+        gaps.append(Extent.between(start, length))
+    return gaps

@@ -33,6 +33,7 @@ class Surroundings:
     overwrite_signature: bool = False
     spare: frozenset[str] = frozenset()  # devnos that are in use by the job too (the COW device)
     identity: Mapping[str, str | int] | None = None  # as recorded; `open` refuses another one
+    resume: Mapping[str, str | int] | None = None  # the `Session.mark` to go on with; None: new
 
 
 class Session(ABC):
@@ -42,6 +43,18 @@ class Session(ABC):
     ``extent.size`` bytes long.  All methods raise `DestinationFailed` with the offset and
     what the kernel said.
     """
+
+    @property
+    @abstractmethod
+    def mark(self) -> Mapping[str, str | int]:
+        """What tells this session's work from any other's; for `Surroundings.resume`."""
+
+    @abstractmethod
+    def keep(self) -> None:
+        """Leave what was written when the session ends, complete or not.
+
+        From then on a later session may go on with it, and who gives it up removes it.
+        """
 
     @abstractmethod
     def write(self, at: Extent, data: memoryview) -> None:
@@ -106,8 +119,9 @@ class Destination(ABC):
     def open(self, length: Sectors, around: Surroundings) -> AbstractContextManager[Session]:
         """Check again, open, and hold it against others until the context ends.
 
-        When the context ends without `Session.complete`, an image file that was begun is
-        removed; a block device keeps what was written.
+        With ``around.resume`` it is the work of an earlier session that is opened, and only
+        that.  When the context ends without `Session.complete` or `Session.keep`, an image
+        file that was begun is removed; a block device keeps what was written.
         """
 
     @abstractmethod

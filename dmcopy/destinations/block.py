@@ -94,6 +94,14 @@ class BlockSession(Session):
         self._device = device
         self._whole = Extent(Sectors(0), length)
 
+    @property
+    def mark(self) -> Mapping[str, str | int]:
+        """Nothing: a device is told by its identity, which is checked at each open."""
+        return {}
+
+    def keep(self) -> None:
+        """Nothing: what was written to a device stays there."""
+
     def write(self, at: Extent, data: memoryview) -> None:
         """Write past the page cache; durable after `flush`."""
         self._must_fit(at, data)

@@ -94,20 +94,31 @@ class ImageDestination(Destination):
 
     @contextmanager
     def open(self, length: Sectors, around: Surroundings) -> Iterator[Session]:
-        """Create the partial file, locked; it is removed unless the image was completed."""
+        """Create the partial file, or open that of an earlier session; locked.
+
+        A new one is removed unless the image was completed or kept.
+        """
         self._refuse(around)
-        with self._failing(f"create {self.partial}"):
-            fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        new = around.resume is None
+        verb, flags = ("create", os.O_CREAT | os.O_EXCL) if new else ("open", os.O_NOFOLLOW)
+        with self._failing(f"{verb} {self.partial}"):
+            fd = os.open(self.partial, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        session: ImageSession | None = None
         try:
             # tells a partial file that is being written from one that was left behind
             fcntl.flock(fd, fcntl.LOCK_EX)
-            with self._failing(f"give {self.partial} its size of {to_bytes(length)} bytes"):
-                os.ftruncate(fd, to_bytes(length))
+            if around.resume is None:
+                with self._failing(f"give {self.partial} its size of {to_bytes(length)} bytes"):
+                    os.ftruncate(fd, to_bytes(length))
+                    _sync_folder(self.folder)  # the journal is going to count on the file
+            else:
+                self._refuse_other(fd, length, around.resume)
             with _direct(self.partial) as direct:
                 session = ImageSession(self, fd, direct, length)
                 yield session
         finally:
-            self._remove_partial(fd)
+            if new and not (session is not None and session.kept):
+                self._remove_partial(fd)
             os.close(fd)
 
     def leftovers(self) -> list[str]:
@@ -132,20 +143,36 @@ class ImageDestination(Destination):
             raise Refused(f"there is no directory {self.folder}", way_out="make it first")
         if os.path.lexists(self.path):
             raise Refused(f"{self.path} exists", way_out="remove it or choose another name")
-        self._refuse_partial()
+        self._refuse_partial(resume=around.resume is not None)
         self._refuse_on_source(around)
 
-    def _refuse_partial(self) -> None:
+    def _refuse_partial(self, *, resume: bool) -> None:
         if not os.path.lexists(self.partial):
+            if resume:
+                raise Refused(
+                    f"the unfinished image {self.partial} is gone",
+                    way_out="put it back, or cancel the job and begin a new one",
+                )
             return
         if is_being_written(self.partial):
             raise Refused(
                 f"{self.partial} is being written by another job", way_out="choose another name"
             )
+        if resume:
+            return
         raise Refused(
             f"{self.partial} was left behind by a copy that was killed",
             way_out="remove it (dmcopy rescue does) or choose another name",
         )
+
+    def _refuse_other(self, fd: int, length: Sectors, mark: Mapping[str, str | int]) -> None:
+        """Raise `Refused` unless *fd* is the file that the earlier session made."""
+        found = os.fstat(fd)
+        if (found.st_ino, found.st_size) != (mark["inode"], to_bytes(length)):
+            raise Refused(
+                f"{self.partial} is not the file that the job was writing",
+                way_out="put that back, or cancel the job and begin a new one",
+            )
 
     def _refuse_on_source(self, around: Surroundings) -> None:
         sysfs = around.sysfs
@@ -193,6 +220,16 @@ class ImageSession(Session):
         self._direct = direct
         self._whole = Extent(Sectors(0), length)
         self._scratch = mmap.mmap(-1, ALIGNMENT)  # page aligned, for the tail
+        self.kept = False
+
+    @property
+    def mark(self) -> Mapping[str, str | int]:
+        """The partial file's inode: another file may have its name by then."""
+        return {"inode": os.fstat(self._fd).st_ino}
+
+    def keep(self) -> None:
+        """Leave the partial file."""
+        self.kept = True
 
     @property
     def direct(self) -> bool:

@@ -14,6 +14,7 @@ from dmcopy.core.extent import Extent
 from dmcopy.engine.buffers import Buffer, BufferPool
 from dmcopy.engine.exceptions_view import ExceptionView
 from dmcopy.engine.interval import PROGRESS_SECONDS, Interval
+from dmcopy.engine.runs import Runs
 from dmcopy.engine.pipeline import Pipeline, Stop, Work
 from dmcopy.engine.validate import Validator
 from dmcopy.errors import SourceFailed
@@ -39,16 +40,6 @@ class Sink(Protocol):
 
     def flush(self) -> None:
         """Make everything durable."""
-
-
-class Digest(Protocol):
-    """A running hash (hashlib)."""
-
-    def update(self, data: memoryview, /) -> None:
-        """Add *data*."""
-
-    def hexdigest(self) -> str:
-        """Give the hash of everything added."""
 
 
 class DirectSource:
@@ -105,6 +96,13 @@ class SegmentReader:
         self._validator.finish()
 
 
+class Throttle(Protocol):
+    """Keeps the rate of a copy down; an engine.throttle.Throttle is one."""
+
+    def wait(self, size: int) -> None:
+        """Return when *size* bytes may be read."""
+
+
 class Counts(NamedTuple):
     """How far a copy is; bytes_source + bytes_cow = bytes_done."""
 
@@ -123,7 +121,8 @@ class Copier:
         sink: Sink,
         pool: BufferPool,
         *,
-        digest: Digest | None = None,
+        runs: Runs | None = None,
+        throttle: Throttle | None = None,
         progress: Callable[[Counts], None] = lambda counts: None,
         stop: Stop | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -131,12 +130,14 @@ class Copier:
     ) -> None:
         """Read with *reader*, write to *sink* through the buffers of *pool*.
 
-        *digest* needs the segments in the order of the image.  *progress* is called about
-        five times a second, by the thread that writes; it may not raise.
+        *runs* notes, in a thread of its own, what was read, *throttle* holds the reading
+        back.  *progress* is called about five times a second, by the thread that writes; it
+        may not raise.
         """
         self._reader = reader
         self._sink = sink
-        self._digest = digest
+        self._runs = runs
+        self._throttle = throttle
         self._progress = progress
         self._tell = Interval(PROGRESS_SECONDS, clock)
         self._pipeline = Pipeline(pool, stop if stop is not None else Stop(), cpus=cpus)
@@ -159,10 +160,11 @@ class Copier:
     def copy(self, segments: Iterable[Extent]) -> Counts:
         """Copy all *segments* and flush; when it returns, all is durable.
 
-        Raises the first error of any thread, `Interrupted` when asked to stop; then no
-        thread is left, and what the destination holds is worthless.
+        May be called again, for the next batch.  Raises the first error of any thread,
+        `Interrupted` when asked to stop; then no thread is left, and what the destination
+        holds of these segments is worthless.
         """
-        consumers: list[Work] = [self._write] if self._digest is None else [self._write, self._hash]
+        consumers: list[Work] = [self._write] if self._runs is None else [self._write, self._note]
         self._pipeline.run(segments, self._read, consumers)
         self._sink.flush()
         self._reader.finish()
@@ -170,11 +172,13 @@ class Copier:
         return self.counts
 
     def _read(self, at: Extent, buffer: Buffer) -> None:
+        if self._throttle is not None:
+            self._throttle.wait(at.size)
         self._from_cow[at.start] = self._reader.read(at, buffer.view[: at.size])
 
-    def _hash(self, at: Extent, buffer: Buffer) -> None:
-        assert self._digest is not None
-        self._digest.update(buffer.view[: at.size])  # hashlib lets go of the GIL
+    def _note(self, at: Extent, buffer: Buffer) -> None:
+        assert self._runs is not None
+        self._runs.add(at, buffer.view[: at.size])
 
     def _write(self, at: Extent, buffer: Buffer) -> None:
         if buffer.is_zero(at.size):

@@ -1,130 +1,76 @@
-"""The worker's service loop: requests in, messages out, a JSON object a line both ways.
+"""The worker's service: one job from ``open`` to ``complete``.
 
-One worker serves one job and ends with it: ``open``, ``copy``, perhaps ``verify``, then
-``complete``.  It ends early, with everything closed, when its stdin closes or a SIGTERM comes.
+Requests: ``open``, ``copy``, perhaps ``verify``, then ``complete``.  While it copies:
+``rate``, ``pause`` and ``first`` (what to copy before all else), served at once.  After each batch it says ``durable`` and goes on when
+control answers ``journaled``; when it was asked to pause it says ``paused`` and waits for ``go``.
+It ends early, with everything closed, when its stdin closes or a SIGTERM comes.
 What it works with (which destination, which devices) is handed in as a `Workshop`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import queue
-import select
-import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from typing import Final, NamedTuple, Protocol
 
 from dmcopy.core.extent import Extent
-from dmcopy.core.segment import SegmentList
+from dmcopy.core.segment import Remaining
 from dmcopy.engine.buffers import BufferPool
-from dmcopy.engine.copier import Copier, Counts, Digest, SegmentReader, Sink
+from dmcopy.engine.channel import Channel
+from dmcopy.engine.copier import Copier, Counts, SegmentReader, Sink
 from dmcopy.engine.exceptions_view import ExceptionView
+from dmcopy.engine.interval import Interval
+from dmcopy.engine.runs import Digest, Runs
 from dmcopy.engine.pipeline import Stop
+from dmcopy.engine.request import (
+    CopyRequest,
+    Message,
+    OpenRequest,
+    extents_of,
+    rows_of,
+    runs_of,
+)
 from dmcopy.engine.validate import Validator
 from dmcopy.engine.verify import Readable, Verifier
-from dmcopy.errors import DmcopyError, Interrupted, UsageError
+from dmcopy.errors import DmcopyError, UsageError
 from dmcopy.units import Bytes, Sectors, to_bytes
 
 log = logging.getLogger(__name__)
 
-Message: TypeAlias = Mapping[str, Any]  # Any: JSON
-
 BUFFERS: Final = 4  # one is read, one written and hashed, two wait where the speeds differ
+_BATCH_SECONDS: Final = 5.0  # so much work an interruption costs at most, or a batch
 
 
 class WorkSession(Sink, Readable, Protocol):
     """An open destination (destinations.base.Session)."""
 
+    @property
+    def mark(self) -> Mapping[str, str | int]:
+        """What tells this session's work from any other's, for going on with it."""
+
+    def keep(self) -> None:
+        """Leave what was written when the session ends: the journal counts on it."""
+
     def complete(self) -> None:
         """Say that the image is whole."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpenRequest:
-    """What ``open`` says."""
+class Throttle(Protocol):
+    """Keeps the rate of a copy down; an engine.throttle.Throttle is one."""
 
-    job: str
-    source: str  # path, for messages
-    source_devno: str
-    length: Sectors
-    segment: Sectors
-    digest: str  # sha256 | none
-    destination: str
-    overwrite_signature: bool
-    spare: tuple[str, ...]
-    identity: Mapping[str, str | int] | None  # as recorded by an earlier open
+    @property
+    def rate(self) -> Bytes | None:
+        """Bytes a second, None for no limit."""
 
-    @classmethod
-    def parse(cls, message: Message) -> OpenRequest:
-        """Take a request apart; raises KeyError for a missing word: a bug of control's."""
-        return cls(
-            job=message["job"],
-            source=message["source"],
-            source_devno=message["source_devno"],
-            length=Sectors(message["length_sectors"]),
-            segment=Sectors(message["segment_sectors"]),
-            digest=message["digest"],
-            destination=message["destination"],
-            overwrite_signature=message.get("overwrite_signature", False),
-            spare=tuple(message.get("spare", ())),
-            identity=message.get("identity"),
-        )
+    @rate.setter
+    def rate(self, rate: Bytes | None) -> None:
+        """Change it, at any time."""
 
-    def segments(self) -> SegmentList:
-        """Give the segments, in the order of the image."""
-        return SegmentList(self.length, self.segment)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CowRequest:
-    """Where the exception store is, and what tells that it is still good."""
-
-    path: str
-    chunk: Sectors
-    snapshot_uuid: str
-    origin_devno: str
-    origin_table: bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class CopyRequest:
-    """What ``copy`` says; without *cow* the source is idle: *devno* had *writes* at begin."""
-
-    source_path: str
-    length: Sectors
-    cow: CowRequest | None
-    devno: str = ""
-    writes: int = 0
-
-    @classmethod
-    def parse(cls, message: Message, length: Sectors) -> CopyRequest:
-        """Take a request apart; raises KeyError for a missing word."""
-        cow = message.get("cow")
-        if cow is None:
-            idle = message["idle"]
-            return cls(
-                source_path=message["source_path"],
-                length=length,
-                cow=None,
-                devno=idle["devno"],
-                writes=idle["writes"],
-            )
-        return cls(
-            source_path=message["source_path"],
-            length=length,
-            cow=CowRequest(
-                path=cow["path"],
-                chunk=Sectors(cow["chunk_sectors"]),
-                snapshot_uuid=cow["snapshot_uuid"],
-                origin_devno=cow["origin_devno"],
-                origin_table=cow["origin_table"].encode(),
-            ),
-        )
+    def wait(self, size: int) -> None:
+        """Return when *size* bytes may be read."""
 
 
 class Reading(NamedTuple):
@@ -147,58 +93,11 @@ class Workshop(Protocol):
     def digest(self, name: str) -> Digest | None:
         """Give a new digest, None for ``none``."""
 
+    def throttle(self, request: CopyRequest) -> AbstractContextManager[Throttle]:
+        """Give what keeps the copy at its rate, and all copies of the host below their cap."""
+
     def lock_memory(self) -> bool:
         """Keep the process in RAM; tell whether it worked."""
-
-
-class Channel:
-    """The two pipes to control.  Any thread may send."""
-
-    def __init__(self, requests: int, messages: int, stop: Stop) -> None:
-        """Read from the fd *requests*, write to *messages*; both stay the caller's."""
-        self._in = requests
-        self._out = messages
-        self._stop = stop
-        self._lock = threading.Lock()
-        self._queue: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-
-    def start(self) -> None:
-        """Begin to read, in a thread of its own: the end of stdin stops a copy."""
-        # A daemon: it sits in read(2) until control closes the pipe, perhaps after our end.
-        threading.Thread(target=self._listen, name="dmcopy-requests", daemon=True).start()
-
-    def _listen(self) -> None:
-        buffer = b""
-        while data := os.read(self._in, 1 << 16):
-            *lines, buffer = (buffer + data).split(b"\n")
-            for line in lines:
-                self._queue.put(json.loads(line))
-        self.stop("control went away")
-
-    def stop(self, why: str) -> None:
-        """Ask the worker to stop; may be called by a signal handler."""
-        self._stop.set(why)
-        self._queue.put(None)  # SimpleQueue.put is reentrant
-
-    def next(self) -> Message:
-        """Give the next request; raises `Interrupted` when there will be none."""
-        request = self._queue.get()
-        if request is None:
-            raise Interrupted(self._stop.why)
-        return request
-
-    def send(self, what: str, **fields: object) -> None:
-        """Send a message; that control is gone shows at stdin."""
-        line = json.dumps({"is": what, **fields}).encode() + b"\n"
-        with self._lock, suppress(BrokenPipeError):
-            while line:
-                line = line[os.write(self._out, line) :]
-
-    def offer(self, what: str, **fields: object) -> None:
-        """Send a message unless nobody takes it: a stopped control must not stop the copy."""
-        # A pipe that is writable takes PIPE_BUF bytes (pipe(7)), which is more than a line.
-        if select.select([], [self._out], [], 0)[1]:
-            self.send(what, **fields)
 
 
 class Service:
@@ -216,8 +115,11 @@ class Service:
         self._workshop = workshop
         self._stop = stop
         self._clock = clock
-        self._digest: str | None = None
+        self._pausing = False
         self._failed_at: Extent | None = None
+        self._remaining: Remaining | None = None
+        self._throttle: Throttle | None = None
+        channel.serve({"rate": self._set_rate, "pause": self._pause, "first": self._prefer})
 
     def run(self) -> int:
         """Serve until the job is complete or has failed; give the exit status.
@@ -245,10 +147,14 @@ class Service:
         pool = stack.enter_context(BufferPool(BUFFERS, size))
         if not self._workshop.lock_memory():
             self._channel.send("warning", message="the worker's memory could not be locked")
-        self._channel.send("ready", pid=os.getpid())
-        self._copy(request, self._expect("copy"), session, pool)
-        while self._expect("verify", "complete")["do"] == "verify":
-            self._verify(request, session, pool)
+        self._channel.send("ready", pid=os.getpid(), mark=dict(session.mark))
+        message = self._expect("copy", "verify", "complete")
+        if message["do"] == "copy":
+            self._copy(request, message, session, pool)
+            message = self._expect("verify", "complete")
+        while message["do"] == "verify":
+            self._verify(request, message, session, pool)
+            message = self._expect("verify", "complete")
         session.complete()
 
     def _expect(self, *verbs: str) -> Message:
@@ -263,43 +169,92 @@ class Service:
         self, request: OpenRequest, message: Message, session: WorkSession, pool: BufferPool
     ) -> None:
         started = self._clock()
-        digest = self._workshop.digest(request.digest)
-        with self._workshop.read(CopyRequest.parse(message, request.length)) as reading:
+        wanted = CopyRequest.parse(message, request.length)
+        self._remaining = remaining = Remaining(request.segments(), wanted.done)
+        copied = Runs(lambda: self._workshop.digest(request.digest))
+        session.keep()
+        with self._workshop.throttle(wanted) as throttle, self._workshop.read(wanted) as reading:
+            self._throttle = throttle
             copier = Copier(
                 reading.reader,
                 session,
                 pool,
-                digest=digest,
+                runs=copied,
+                throttle=throttle,
                 progress=lambda counts: self._channel.offer("progress", **_fields(counts, reading)),
                 stop=self._stop,
                 clock=self._clock,
             )
-            try:
-                counts = copier.copy(request.segments())
-            finally:
-                self._failed_at = copier.failed_at
-            fields = _fields(counts, reading)
-        self._digest = digest.hexdigest() if digest is not None else None
-        seconds = self._clock() - started
-        self._channel.send("copied", **fields, digest=self._digest, seconds=seconds)
+            while remaining:
+                try:
+                    counts = copier.copy(self._batch(remaining, wanted.batch))
+                finally:
+                    self._failed_at = copier.failed_at
+                runs = rows_of(copied.changed())
+                self._channel.send("durable", rows=runs, **_fields(counts, reading))
+                # Nothing more is written before it is on record: so an interruption costs
+                # no more than one batch.  Proof: test_resume_costs_at_most_one_batch.
+                self._expect("journaled")
+                self._wait_while_paused()
+            fields = _fields(copier.counts, reading)
+        self._channel.send("copied", **fields, seconds=self._clock() - started)
 
-    def _verify(self, request: OpenRequest, session: WorkSession, pool: BufferPool) -> None:
+    # What control may ask at any time; served by the thread that listens.
+
+    def _set_rate(self, message: Message) -> None:
+        if self._throttle is not None:
+            self._throttle.rate = _rate(message)
+
+    def _pause(self, _message: Message) -> None:
+        self._pausing = True
+
+    def _prefer(self, message: Message) -> None:
+        if self._remaining is not None:
+            self._remaining.prefer(extents_of(message["extents"]))
+
+    def _batch(self, remaining: Remaining, most: Sectors) -> Iterator[Extent]:
+        """Give segments until a batch is full, some seconds are over, or a pause is wanted."""
+        due = Interval(_BATCH_SECONDS, self._clock)
+        taken = 0
+        while taken < most and not self._pausing and (at := remaining.take()) is not None:
+            yield at
+            taken += at.length
+            if due.due():
+                return
+
+    def _wait_while_paused(self) -> None:
+        if self._pausing:
+            self._channel.send("paused")
+            self._expect("go")
+            self._pausing = False
+
+    def _verify(
+        self, request: OpenRequest, message: Message, session: WorkSession, pool: BufferPool
+    ) -> None:
         started = self._clock()
-        digest = self._workshop.digest(request.digest)
-        if digest is None or self._digest is None:
-            raise UsageError("without a digest there is nothing to verify by")
+
+        def new_digest() -> Digest:
+            made = self._workshop.digest(request.digest)
+            if made is None:
+                raise UsageError("without a digest there is nothing to verify by")
+            return made
 
         def tell(done: Bytes) -> None:
             self._channel.offer("progress", phase="verify", bytes_done=done)
 
         verifier = Verifier(
-            session, pool, digest, progress=tell, stop=self._stop, clock=self._clock
+            session, pool, new_digest, progress=tell, stop=self._stop, clock=self._clock
         )
         try:
-            found = verifier.verify(request.segments(), self._digest)
+            found = verifier.verify(runs_of(message["rows"]), request.segment)
         finally:
             self._failed_at = verifier.failed_at
         self._channel.send("verified", digest=found, seconds=self._clock() - started)
+
+
+def _rate(message: Message) -> Bytes | None:
+    rate = message["rate_bytes"]
+    return Bytes(rate) if rate else None
 
 
 def _fields(counts: Counts, reading: Reading) -> dict[str, object]:

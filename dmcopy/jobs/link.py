@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Final, TypeAlias
 
 from dmcopy import errors
-from dmcopy.errors import DmcopyError
+from dmcopy.errors import DmcopyError, WorkerDied
 from dmcopy.kernel.command import Process, start_process
 
 Message: TypeAlias = Mapping[str, Any]  # Any: JSON
@@ -73,19 +73,20 @@ class WorkerLink:
             self._process.stdin.write(line.encode())
             self._process.stdin.flush()
 
-    def receive(self, timeout: float | None = None) -> Message | None:
-        """Give the next message; None when *timeout* seconds went by.
+    def receive(self, timeout: float | None = None, *also: int) -> Message | None:
+        """Give the next message; None after *timeout* seconds, or when a fd of *also* is ready.
 
-        Raises the error that the worker reports, and `DmcopyError` when it died.
+        Raises the error that the worker reports, and `WorkerDied` when it died.
         """
         assert self._process is not None
+        stdout = self._process.stdout
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._process.stdout], [], [], timeout)
-            if not ready:
+            ready, _, _ = select.select([stdout, *also], [], [], timeout)
+            if stdout not in ready:
                 return None
-            data = self._process.stdout.read1(1 << 16)
+            data = stdout.read1(1 << 16)
             if not data:
-                raise DmcopyError(f"the copy worker died ({self._how_it_ended()})")
+                raise WorkerDied(f"the copy worker died ({self._how_it_ended()})")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         message: Message = json.loads(line)

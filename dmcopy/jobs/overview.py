@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dmcopy.core.events import Begun, Ended, Progress
 from dmcopy.destinations.image import is_being_written
+from dmcopy.errors import DmcopyError, LeftBehind, PointInTimeLost
 from dmcopy.jobs.journal import Journal, Record
+from dmcopy.jobs.host import Host
 from dmcopy.jobs.lock import JobLock, holder
-from dmcopy.jobs.runner import Host
+from dmcopy.jobs.resume import why_not
 from dmcopy.jobs.state import State, is_final
 from dmcopy.stack.recover import Remains, find_remains, remove_files, take_apart
 
@@ -26,6 +28,18 @@ class JobView:
     remains: tuple[str, ...]  # what the kernel holds of it, in words
     record: Record | None
     files: tuple[str, ...] = ()  # that the journal says it may have left, and that are there
+    log: tuple[tuple[float, Mapping[str, Any]], ...] = ()  # when, and what happened; Any: JSON
+    no_way_on: str | None = None  # why it cannot be resumed; None where it can, or runs
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether it has ended and left nothing."""
+        return self.record is not None and is_final(self.record.state) and not self.is_dead
+
+    @property
+    def can_resume(self) -> bool:
+        """Tell whether ``dmcopy resume`` goes on with it."""
+        return self.is_dead and self.no_way_on is None
 
     @property
     def is_dead(self) -> bool:
@@ -48,10 +62,13 @@ class JobView:
             "state": self.state,
             "pid": self.pid,
             "dead": self.is_dead,
+            "can_resume": self.can_resume,
+            "no_way_on": self.no_way_on if self.is_dead else None,
             "source": record.spec["source"] if record else None,
             "destination": record.spec["destination"] if record else None,
             "created": record.created if record else None,
             "devices": list(self.remains),
+            "log": [{"at": at, **event} for at, event in self.log],
             Begun.event: last("begun"),
             Progress.event: last("progress"),
             Ended.event: last("ended"),
@@ -61,15 +78,20 @@ class JobView:
 def overview(host: Host) -> list[JobView]:
     """Give all jobs that the journal or the kernel knows, oldest first; changes nothing."""
     remains = find_remains(host.dm, host.sysfs) if host.dm is not None else {}
-    records: dict[str, Record] = {}
-    files: dict[str, tuple[str, ...]] = {}
+    views: list[JobView] = []
     if host.places.journal.exists():
-        with Journal(host.places.journal, create=False) as journal:
-            records = {record.name: record for record in journal.records()}
-            files = {job: _files(journal, job) for job in records}
-    jobs = [*records, *sorted(remains.keys() - records.keys())]
-    return [
-        _view(job, host, records.get(job), remains.get(job), files.get(job, ())) for job in jobs
+        with Journal(host.places.journal, read_only=True) as journal:
+            for record in journal.records():
+                job = record.name
+                files = _files(journal, job)
+                view = _view(job, host, record, remains.pop(job, None), files)
+                view = replace(view, log=tuple(journal.log_of(job)))
+                if view.is_dead:
+                    view = replace(view, no_way_on=why_not(job, host, journal))
+                views.append(view)
+    return views + [
+        replace(_view(job, host, None, remains[job], ()), no_way_on="it is not in the journal")
+        for job in sorted(remains)
     ]
 
 
@@ -110,22 +132,39 @@ class Rescued:
         }
 
 
-def rescue(view: JobView, host: Host) -> Rescued:
-    """Put right what a dead job left; raises `Refused` when it is alive after all."""
+def rescue(view: JobView, host: Host, *, end: State = State.FAILED) -> Rescued:
+    """Put right what a dead job left, and record that it came to *end*.
+
+    Raises `Refused` when it is alive after all.
+    """
     with JobLock(host.places.locks, view.job):
-        done: list[str] = []
-        left: list[str] = []
+        done: tuple[str, ...] = ()
+        left: tuple[str, ...] = ()
         remains = find_remains(host.dm, host.sysfs).get(view.job) if host.dm is not None else None
         if remains is not None and host.dm is not None:
-            done, left = take_apart(host.dm, remains)
+            done, left, _ = take_apart(host.dm, remains)
         files = remains.cow_files() if remains is not None else set()
         if view.record is None:
             removed, kept = remove_files(sorted(files))
         else:
             with Journal(host.places.journal, create=False) as journal:
                 removed, kept = remove_files(sorted(files.union(_files(journal, view.job))))
-                if not left + kept:
+                if not left and not kept:
                     journal.forget_leftovers(view.job)
                     if not is_final(view.record.state):
-                        journal.move(view.job, State.FAILED)
+                        journal.move(view.job, end)
         return Rescued(job=view.job, done=(*done, *removed), left=(*left, *kept))
+
+
+def give_up(job: str, host: Host, journal: Journal, why: PointInTimeLost) -> DmcopyError:
+    """Put right what a job left whose point in time is lost; give the error to raise."""
+    journal.lost(job, str(why))
+    record = journal.record(job)
+    spec = record.spec if record is not None else {}
+    result = rescue(_view(job, host, record, None, ()), host)
+    if result.left:
+        return LeftBehind(result.left, job=job)
+    again = f"dmcopy copy {spec.get('source')} {spec.get('destination')}"
+    return PointInTimeLost(
+        f"point in time lost: {why}; everything is put back; begin anew: {again}"
+    )

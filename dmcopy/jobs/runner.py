@@ -1,192 +1,47 @@
-"""One copy from beginning to end: plan, begin, copy, take apart, verify.
+"""One copy from beginning to end, or from where it was interrupted: the loop of control.
 
 This is where the layers below meet: it hands destinations, engine (in its worker process)
 and stack to each other, keeps the journal, and tells the observer what happens.
+
+What an interruption leaves.  Before the begin time: nothing.  After it, a signal, a killed
+worker or a killed control leave the snapshot where it is, and the journal says what is durable:
+`jobs.resume` goes on from there.  Any other failure, and `cancel`, take everything apart.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Any, Final
 
-from dmcopy.core import events, geometry
-from dmcopy.core.forecast import FillForecast
-from dmcopy.destinations import parse as parse_destination
-from dmcopy.destinations.base import Can, Destination, Surroundings
-from dmcopy.destinations.block import BlockDestination
+from dmcopy.core import events
+from dmcopy.engine.request import runs_of
 from dmcopy.errors import (
+    Cancelled,
     DmcopyError,
     Interrupted,
     LeftBehind,
     PointInTimeLost,
-    Refused,
-    UsageError,
 )
+from dmcopy.jobs.account import Account
+from dmcopy.jobs.control import Asked, Desk
+from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.link import Message, WorkerLink
 from dmcopy.jobs.lock import JobLock
-from dmcopy.jobs.spec import CopySpec, Places
+from dmcopy.jobs.prepare import Prepared, spare_devices
+from dmcopy.jobs.recorder import Recorder
 from dmcopy.jobs.state import State
-from dmcopy.kernel.command import Commander
-from dmcopy.kernel.dm import Dm
-from dmcopy.kernel.sysfs import Sysfs
-from dmcopy.stack.begin import Claim, Spliced, splice
-from dmcopy.stack.cow import CowDevice, CowFileOnHost, CowPlan, plan_cow
-from dmcopy.stack.discover import Provider, Source, discover
+from dmcopy.stack.cow import CowFileOnHost
 from dmcopy.stack.hold import Instant
-from dmcopy.stack.names import check_job
-from dmcopy.stack.plan import Plan, signals_deferred
-from dmcopy.stack.recover import find_remains, remove_files
-from dmcopy.units import Sectors, format_size, to_bytes, to_sectors
+from dmcopy.stack.plan import signals_deferred
+from dmcopy.stack.recover import remove_files
+from dmcopy.units import Bytes, format_size, to_sectors
 
 _NOTE_SECONDS: Final = 1.0  # how often the progress goes to the journal
-
-
-@dataclass(frozen=True, kw_only=True)
-class Host:
-    """What a job works with on this machine; *dm* is None without device-mapper."""
-
-    dm: Dm | None
-    sysfs: Sysfs
-    run: Commander
-    places: Places
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A copy that passed every check; nothing was changed for it."""
-
-    spec: CopySpec
-    source: Source
-    destination: Destination
-    identity: Mapping[str, str | int]  # of the destination, checked again when it is opened
-    segment: Sectors
-    cow: CowPlan | None
-    spliced: Spliced | None
-    claim: Claim | None
-    plan: Plan
-
-    @property
-    def instant(self) -> Instant:
-        """The begin time, once the plan has run."""
-        step = self.spliced.splice if self.spliced else self.claim
-        assert step is not None
-        assert step.instant is not None
-        return step.instant
-
-    def planned(self) -> events.Planned:
-        """Give the event that tells what is going to happen."""
-        return events.Planned(
-            job=self.spec.name,
-            source=self.source.path,
-            destination=str(self.destination),
-            provider=self.source.provider,
-            why=self.source.why,
-            bytes_total=to_bytes(self.source.length),
-            chunk_bytes=self.spec.chunk if self.spliced else None,
-            segment_bytes=to_bytes(self.segment),
-            cow=str(self.cow) if self.cow else None,
-            cow_bytes=to_bytes(self.cow.length) if self.cow else None,
-            steps=self.plan.lines(),
-        )
-
-
-def prepare(spec: CopySpec, host: Host) -> Prepared:
-    """Look at everything and decide; changes nothing.
-
-    Raises `UsageError` for words that make no sense, `Refused` for what would be unsafe.
-    """
-    check_job(spec.name)
-    destination = parse_destination(spec.destination)
-    if spec.verify and spec.digest == "none":
-        raise UsageError("--verify compares digests, so it cannot go with --digest none")
-    if spec.verify and Can.REREAD not in destination.can:
-        raise UsageError(f"{destination} cannot be read back, so it cannot be verified")
-    wants_cow = bool(spec.cow.device or spec.cow.file or spec.cow.size)
-    source = discover(spec.source, host.dm, host.sysfs, want_splice=wants_cow)
-    chunk = geometry.check_chunk(spec.chunk, source.logical_block)
-    segment = geometry.segment_size(spec.segment, chunk, destination.segment_alignment())
-    cow: CowPlan | None = None
-    spliced: Spliced | None = None
-    claim: Claim | None = None
-    if source.provider is Provider.SPLICE:
-        assert host.dm is not None
-        _refuse_remains(spec.name, host)
-        cow = plan_cow(
-            spec.cow,
-            job=spec.name,
-            source=source.devno,
-            length=source.length,
-            chunk=chunk,
-            directory=host.places.cow_files,
-            sysfs=host.sysfs,
-        )
-        spliced = splice(
-            host.dm,
-            host.sysfs,
-            job=spec.name,
-            source=source,
-            cow=cow,
-            chunk=chunk,
-            hold_limit=spec.hold_limit,
-        )
-        plan = spliced.plan
-    elif wants_cow:
-        raise UsageError(f"{spec.source} is no dm device, so it takes no --cow: {source.why}")
-    else:
-        claim = Claim(source.node, host.sysfs)
-        plan = Plan(job=spec.name, prepare=[claim])
-    around = _surroundings(spec, source, cow, host)
-    destination.check(source.length, around)
-    _check_cow_device(cow, around)
-    return Prepared(
-        spec=spec,
-        source=source,
-        destination=destination,
-        identity=destination.identity(around),
-        segment=segment,
-        cow=cow,
-        spliced=spliced,
-        claim=claim,
-        plan=plan,
-    )
-
-
-def _refuse_remains(job: str, host: Host) -> None:
-    assert host.dm is not None
-    if job in find_remains(host.dm, host.sysfs):
-        raise Refused(
-            f"devices of a job {job} are there already",
-            way_out=f"see: dmcopy status {job}; if it died: dmcopy rescue {job}",
-        )
-
-
-def _surroundings(spec: CopySpec, source: Source, cow: CowPlan | None, host: Host) -> Surroundings:
-    return Surroundings(
-        sysfs=host.sysfs,
-        run=host.run,
-        source=source.devno,
-        overwrite_signature=spec.overwrite_signature,
-        spare=_spare(cow),
-    )
-
-
-def _spare(cow: CowPlan | None) -> frozenset[str]:
-    return frozenset({cow.devno}) if isinstance(cow, CowDevice) else frozenset()
-
-
-def _check_cow_device(cow: CowPlan | None, around: Surroundings) -> None:
-    if isinstance(cow, CowDevice):
-        # A COW device is written from its first sector on: it gets the checks of a
-        # destination, and no way around a signature.
-        alone = replace(around, overwrite_signature=False, spare=frozenset())
-        try:
-            BlockDestination.parse(cow.path).check(Sectors(1), alone)
-        except Refused as exc:
-            raise Refused(f"COW device: {exc.why}", way_out=exc.way_out) from exc
+_TICK_SECONDS: Final = 0.1  # how often the COW device is looked at
 
 
 class CopyJob:
@@ -199,45 +54,49 @@ class CopyJob:
         journal: Journal,
         observer: events.Observer,
         *,
+        resumable: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """With *resumable* False an interruption takes everything apart, as a failure does."""
+        self._resumable = resumable
         self._prepared = prepared
         self._spec = prepared.spec
         self._host = host
         self._journal = journal
         self._observer = observer
         self._clock = clock
-        self._started = clock()
         self._noted = 0.0
-        self._begin_time: str | None = None
-        self._holds: list[float] = []
-        self._counts: dict[str, Any] = {}  # the worker's latest; Any: JSON
-        self._digest: str | None = None
-        self._copy_seconds: float | None = None
-        self._verified = False
+        self._new = prepared.earlier is None
+        self._begun = not self._new  # from then on an interruption leaves it standing
+        self._copied = prepared.earlier is not None and prepared.earlier.copied
         self._opened = False  # what the destination leaves is ours from then on
         self._complete = False
-        self._rate = _Rate(clock)
-        self._fill = FillForecast()
+        self._pausing: list[Asked] = []  # who is told when the copy is paused
+        self._paused = False
+        self._facts: dict[str, Any] = {}  # Any: JSON
+        self._record = Recorder(journal, self._spec.name, self._warn_only)
+        done = sum(row.extent.size for row in journal.done(self._spec.name)) if self._begun else 0
+        self._account = Account(prepared, Bytes(done), clock=clock)
 
     def run(self) -> events.Ended:
         """Copy; gives the last event, which the observer has seen too.
 
         Never raises for a failure of the copy: the event says how it ended.  The origin is as
-        it was, but for what ``left`` names.
+        it was, but for what ``left`` names; or the job can be gone on with, and the event's
+        state is ``paused``, or ``copied`` where only verifying was left.
         """
         name = self._spec.name
         error: BaseException | None = None
         ended: events.Ended | None = None
-        defined = False
+        defined = not self._new
         try:
             with JobLock(self._host.places.locks, name):
-                recorded = {"identity": dict(self._prepared.identity)}
                 try:
                     with signals_deferred():  # no signal between the record and its end
-                        self._journal.define(name, self._spec.as_json() | recorded)
+                        self._define()
                         defined = True
-                    self._copy()
+                    with Desk(self._host.places.desks, name) as desk:
+                        self._copy(desk)
                 except (DmcopyError, OSError, KeyboardInterrupt) as exc:
                     if not defined:
                         raise
@@ -250,28 +109,35 @@ class CopyJob:
         except (DmcopyError, OSError) as exc:  # the lock is taken, the journal cannot be written
             return ended if ended is not None else self._ended(exc)
 
-    def _copy(self) -> None:
-        prepared = self._prepared
-        with ExitStack() as stack:
+    def _define(self) -> None:
+        if self._new:
+            recorded = {"identity": dict(self._prepared.identity)}
+            self._journal.define(self._spec.name, self._spec.as_json() | recorded)
             for path in self._leftovers():
                 self._journal.may_leave(self._spec.name, path)
-            stack.callback(self._take_apart)  # these two run after the worker is gone
-            stack.callback(self._remove_unfinished)
+
+    def _copy(self, desk: Desk) -> None:
+        standing = self._prepared.standing
+        with ExitStack() as stack:
+            stack.push(self._unwind)  # runs after the worker is gone
             worker = stack.enter_context(WorkerLink())
             self._open(worker)
-            prepared.plan.run(lambda what: self._journal.intend(self._spec.name, what))
-            self._begun()
-            self._journal.move(self._spec.name, State.COPYING)
-            worker.send("copy", **self._how_to_read())
-            self._follow(worker, "copied")
-            # The image is durable at the destination: the application need not wait for more.
-            self._take_apart()
-            self._journal.move(self._spec.name, State.COPIED)
-            if self._spec.verify:
-                self._verify(worker)
+            if not self._copied:
+                instant = standing.begin(lambda what: self._journal.intend(self._spec.name, what))
+                self._has_begun(instant)
+                self._record.move(State.COPYING)
+                worker.send("copy", **standing.reading(), **self._what_is_left())
+                self._follow(worker, "copied", desk)
+                # The image is durable at the destination: the application need not wait for more.
+                self._take_apart()
+                self._record.move(State.COPIED)
+                self._copied = True
+                while self._pausing:
+                    self._pausing.pop().refuse(f"job {self._spec.name} has copied everything")
+            self._verify_if_wanted(worker, desk)
             with signals_deferred():  # it happens, or it does not
                 worker.send("complete")
-                self._follow(worker, "complete")
+                self._follow(worker, "complete", None)
                 self._complete = True
 
     def _leftovers(self) -> list[str]:
@@ -282,6 +148,7 @@ class CopyJob:
     def _open(self, worker: WorkerLink) -> None:
         """Let the worker open and hold the destination, while nothing is changed yet."""
         prepared = self._prepared
+        earlier = prepared.earlier
         worker.send(
             "open",
             job=self._spec.name,
@@ -292,195 +159,255 @@ class CopyJob:
             digest=self._spec.digest,
             destination=str(prepared.destination),
             overwrite_signature=self._spec.overwrite_signature,
-            spare=sorted(_spare(prepared.cow)),
+            spare=sorted(spare_devices(prepared.cow)),
             identity=dict(prepared.identity),
+            resume=dict(earlier.mark) if earlier is not None and earlier.mark is not None else None,
         )
-        self._follow(worker, "ready")
+        message = self._follow(worker, "ready", None)
         self._opened = True
+        self._facts = {
+            **prepared.facts(self._host.sysfs),
+            "boot_id": self._host.sysfs.boot_id(),
+            "mark": message["mark"],
+        }
 
-    def _begun(self) -> None:
-        instant = self._prepared.instant
-        self._begin_time = instant.text
-        self._journal.move(self._spec.name, State.BEGUN)
-        if self._prepared.spliced:
+    def _has_begun(self, instant: Instant | None) -> None:
+        """Record the begin time, or that the copy goes on as of the one it had."""
+        standing, account, name = self._prepared.standing, self._account, self._spec.name
+        self._facts |= standing.facts()
+        if instant is None:
+            assert account.begin_time is not None
+            self._journal.set_facts(name, self._facts)
+            event: events.Event = events.Resumed(
+                job=name, begin_time=account.begin_time, bytes_done=account.done
+            )
+            self._record.log(event.as_json())
+            self._observer(event)
+            return
+        account.begin_time = instant.text
+        if standing.snapshot is not None:
             self._hold("begin", instant.held)
-        event = events.Begun(
-            job=self._spec.name,
+        begun = events.Begun(
+            job=name,
             source=self._prepared.source.path,
             begin_time=instant.text,
-            hold_seconds=tuple(self._holds),
-            snapshot=self._node(self._prepared.spliced.snapshot.devno())
-            if self._prepared.spliced
-            else None,
+            hold_seconds=tuple(account.holds),
+            snapshot=standing.snapshot,
         )
-        self._journal.note(self._spec.name, "begun", event.as_json())
-        self._observer(event)
-        if self._prepared.spliced and instant.held > self._spec.hold_limit:
+        with signals_deferred():  # it is on record, or it was not begun
+            self._journal.set_facts(name, self._facts)
+            self._journal.note(name, "begun", begun.as_json())
+            self._journal.move(name, State.BEGUN)
+            self._begun = True
+        self._observer(begun)
+        if standing.snapshot is not None and instant.held > self._spec.hold_limit:
             self._warn(
                 f"writes to {self._prepared.source.path} were held for {instant.held:.3f} s, more "
                 f"than the limit of {self._spec.hold_limit:g} s: its file system took that long "
                 "to freeze"
             )
 
-    def _hold(self, reason: str, seconds: float) -> None:
-        self._holds.append(seconds)
-        self._observer(
-            events.Hold(
-                job=self._spec.name,
-                device=self._prepared.source.path,
-                reason=reason,
-                seconds=seconds,
-            )
-        )
-
-    def _warn(self, message: str) -> None:
-        self._observer(events.Warned(job=self._spec.name, message=message))
-
-    def _node(self, devno: str) -> str:
-        return self._host.sysfs.node(devno)
-
-    def _how_to_read(self) -> dict[str, object]:
-        spliced, claim = self._prepared.spliced, self._prepared.claim
-        if spliced is None:
-            assert claim is not None
-            idle = {"devno": self._prepared.source.devno, "writes": claim.writes}
-            return {"source_path": self._prepared.source.node, "cow": None, "idle": idle}
+    def _what_is_left(self) -> dict[str, object]:
+        done = self._journal.done(self._spec.name)
         return {
-            "source_path": self._node(spliced.source.devno()),
-            "cow": {
-                "path": self._node(spliced.cow.devno()),
-                "chunk_sectors": to_sectors(self._spec.chunk),
-                "snapshot_uuid": spliced.snapshot.uuid,
-                "origin_devno": self._prepared.source.devno,
-                "origin_table": str(spliced.origin_table()),
-            },
+            "done": [(row.extent.start, row.extent.length) for row in done],
+            "batch_sectors": to_sectors(self._spec.batch),
         }
 
-    def _follow(self, worker: WorkerLink, until: str) -> Message:
-        """Take the worker's messages until the one that is waited for."""
+    def _hold(self, reason: str, seconds: float) -> None:
+        self._account.holds.append(seconds)
+        event = events.Hold(
+            job=self._spec.name,
+            device=self._prepared.source.path,
+            reason=reason,
+            seconds=seconds,
+        )
+        self._observer(event)
+
+    def _warn(self, message: str) -> None:
+        self._record.log(self._warn_only(message).as_json())
+
+    def _warn_only(self, message: str) -> events.Warned:
+        event = events.Warned(job=self._spec.name, message=message)
+        self._observer(event)
+        return event
+
+    # while the worker works
+
+    def _follow(self, worker: WorkerLink, until: str, desk: Desk | None) -> Message:
+        """Take the worker's messages until the one that is waited for; serve who asks."""
+        also = () if desk is None else (desk.fileno(),)
         while True:
-            message = worker.receive()
-            assert message is not None  # no timeout was given
-            if message["is"] in ("progress", "copied"):
-                self._progress(message)
-            elif message["is"] == "warning":
-                self._warn(str(message["message"]))
+            message = worker.receive(_TICK_SECONDS, *also)
+            if desk is not None:
+                for asked in desk.asked():
+                    self._serve(asked, worker)
+            if message is None:
+                continue
+            match message["is"]:
+                case "progress" | "copied":
+                    self._progress(message)
+                case "durable":
+                    self._progress(message)
+                    self._commit(message)
+                    worker.send("journaled")
+                case "paused":
+                    self._pause()
+                case "warning":
+                    self._warn(str(message["message"]))
             if message["is"] == until:
                 return message
 
     def _progress(self, message: Message) -> None:
-        phase = str(message.get("phase", "copy"))
-        if phase == "copy":
-            self._counts = dict(message)
         if message["is"] == "copied":
-            self._digest = message["digest"]
-            self._copy_seconds = message["seconds"]
-        total, used, size = self._total(), None, None
-        done = int(message["bytes_done"])
-        rate = self._rate.after(phase, done)
-        if phase == "copy" and message.get("cow_used_sectors") is not None:
-            used = to_bytes(Sectors(message["cow_used_sectors"]))
-            size = to_bytes(Sectors(message["cow_total_sectors"]))
-            self._fill.add(self._clock(), used)
-        event = events.Progress(
-            job=self._spec.name,
-            phase=phase,
-            bytes_done=done,
-            bytes_total=total,
-            bytes_cow=int(message.get("bytes_cow", 0)),
-            bytes_zero=int(message.get("bytes_zero", 0)),
-            rate_bytes=rate,
-            eta_seconds=(total - done) / rate if rate else None,
-            exceptions=int(message.get("exceptions", 0)),
-            cow_used_bytes=used,
-            cow_total_bytes=size,
-            cow_full_seconds=self._fill.seconds_until_full(size) if size is not None else None,
-        )
-        if self._clock() - self._noted > _NOTE_SECONDS:
+            self._account.copy_seconds = message["seconds"]
+        event = self._account.progress(message)
+        if message["is"] == "durable" or self._clock() - self._noted > _NOTE_SECONDS:
             self._noted = self._clock()
-            self._journal.note(self._spec.name, "progress", event.as_json())
+            self._record.progress(event.as_json())
         self._observer(event)
 
-    def _total(self) -> int:
-        return to_bytes(self._prepared.source.length)
+    def _commit(self, message: Message) -> None:
+        """Put on record what is durable at the destination: it is never copied again."""
+        rows = [(run.extent, run.digest) for run in runs_of(message["rows"])]
+        self._record.commit(rows)
 
-    def _take_apart(self) -> None:
-        """Give the origin its table back and remove what is ours; once is enough."""
-        self._prepared.plan.undo()
-        spliced = self._prepared.spliced
-        if spliced is not None and spliced.splice.end_held is not None:
-            self._hold("end", spliced.splice.end_held)
-            spliced.splice.end_held = None
+    def _serve(self, asked: Asked, worker: WorkerLink) -> None:
+        match asked.verb:
+            case "pause" if self._paused:
+                asked.answer()
+            case "pause" if self._begun and not self._copied:
+                self._pausing.append(asked)
+                worker.send("pause")
+            case "pause":
+                asked.refuse(f"job {self._spec.name} is not copying, so it cannot be paused")
+            case "resume":
+                self._go_on(asked, worker)
+            case "cancel":
+                asked.answer()
+                raise Cancelled("cancelled")
+            case _:
+                asked.refuse(f"a running job does not know '{asked.verb}'")
 
-    def _remove_unfinished(self) -> None:
-        """Remove an unfinished image; a worker that was killed had no chance to."""
-        if self._opened and not self._complete:
-            _, left = remove_files(self._prepared.destination.leftovers())
-            if left:
-                raise LeftBehind(left, job=self._spec.name)
+    def _pause(self) -> None:
+        self._paused = True
+        self._record.move(State.PAUSED)
+        event = events.Paused(job=self._spec.name, bytes_done=self._account.done)
+        self._record.log(event.as_json())
+        self._observer(event)
+        while self._pausing:
+            self._pausing.pop().answer()
 
-    def _verify(self, worker: WorkerLink) -> None:
-        worker.send("verify")
-        message = self._follow(worker, "verified")
-        self._verified = True
-        self._journal.move(self._spec.name, State.VERIFIED)
+    def _go_on(self, asked: Asked, worker: WorkerLink) -> None:
+        if not self._paused:
+            asked.refuse(f"job {self._spec.name} is running")
+            return
+        self._paused = False
+        self._record.move(State.COPYING)
+        worker.send("go")
+        self._has_begun(None)
+        asked.answer()
+
+    def _verify_if_wanted(self, worker: WorkerLink, desk: Desk) -> None:
+        done = self._journal.done(self._spec.name)
+        if len(done) == 1:  # one run is the whole image
+            self._account.digest = done[0].digest
+        if not self._spec.verify:
+            return
+        rows = [(row.extent.start, row.extent.length, row.digest) for row in done]
+        worker.send("verify", rows=rows)
+        message = self._follow(worker, "verified", desk)
+        self._account.verified = True
+        self._account.digest = message["digest"]
+        self._record.move(State.VERIFIED)
         self._observer(
             events.Verified(
                 job=self._spec.name,
                 digest=message["digest"],
-                bytes_total=self._total(),
+                bytes_total=self._account.total,
                 seconds=message["seconds"],
             )
         )
 
+    # the end
+
+    def _can_go_on(self, error: BaseException | None) -> bool:
+        """Tell whether the job is left as it is, to be gone on with."""
+        interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+        kept = interrupted and not isinstance(error, Cancelled)
+        return kept and self._begun and self._resumable
+
+    def _unwind(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take everything apart that is not to be kept."""
+        if self._can_go_on(error) and not self._complete:
+            return
+        left: list[str] = []
+        if isinstance(error, PointInTimeLost):
+            # before anything else: a process that goes on later must never believe in it
+            self._record.lost(str(error))
+        try:
+            self._take_apart()
+        except LeftBehind as exc:
+            left += exc.left
+        if self._opened and not self._complete:
+            _, kept = remove_files(self._prepared.destination.leftovers())
+            left += kept
+        if left:
+            raise LeftBehind(left, job=self._spec.name)
+
+    def _take_apart(self) -> None:
+        """Give the origin its table back and remove what is ours; once is enough."""
+        held = self._prepared.standing.end()
+        if held is not None:
+            self._hold("end", held)
+
     def _end(self, error: BaseException | None) -> events.Ended:
         event = self._ended(error)
-        if not event.left:
-            self._journal.forget_leftovers(self._spec.name)
-        self._journal.note(self._spec.name, "ended", event.as_json())
-        self._journal.move(self._spec.name, State(event.state))
+        if event.state in (State.PAUSED, State.COPIED):
+            if event.state == State.PAUSED and not self._paused:
+                self._record.move(State.PAUSED)
+            self._record.log(event.as_json())
+        else:
+            if not event.left:
+                self._record.forget_leftovers()
+            self._record.note("ended", event.as_json())
+            self._record.move(State(event.state))
         return event
 
     def _ended(self, error: BaseException | None) -> events.Ended:
         failure = _failure(error)
-        cancelled = isinstance(failure, Interrupted)
-        used = self._counts.get("cow_used_sectors")
-        event = events.Ended(
-            job=self._spec.name,
-            state=State.ENDED
-            if failure is None
-            else State.CANCELLED
-            if cancelled
-            else State.FAILED,
+        text = None
+        state = State.ENDED
+        if failure is not None:
+            text = _text(failure) + self._advice(failure)
+            state = State.CANCELLED if isinstance(failure, Interrupted) else State.FAILED
+            if self._can_go_on(failure):
+                state = State.COPIED if self._copied else State.PAUSED
+        event = self._account.ended(
+            state=state,
             exit_status=failure.exit_status if failure else 0,
-            source=self._prepared.source.path,
-            destination=str(self._prepared.destination),
-            begin_time=self._begin_time,
-            seconds=self._clock() - self._started,
-            bytes_total=self._total(),
-            bytes_source=int(self._counts.get("bytes_source", 0)),
-            bytes_cow=int(self._counts.get("bytes_cow", 0)),
-            bytes_zero=int(self._counts.get("bytes_zero", 0)),
-            exceptions=int(self._counts.get("exceptions", 0)),
-            cow_used_bytes=to_bytes(Sectors(used)) if used is not None else None,
-            hold_seconds=tuple(self._holds),
-            digest=self._digest,
-            verified=self._verified,
-            error=_text(failure) + self._advice(failure) if failure else None,
+            error=text,
             kind=failure.kind if failure else None,
-            copy_seconds=self._copy_seconds,
             left=failure.left if isinstance(failure, LeftBehind) else (),
         )
         self._observer(event)
         return event
 
     def _advice(self, failure: DmcopyError) -> str:
-        """Say how full the COW device was, where that may be the reason."""
-        used, size = (self._counts.get(f"cow_{what}_sectors") for what in ("used", "total"))
-        if not isinstance(failure, PointInTimeLost) or not used or not size or 2 * used < size:
+        """Say what can be done about it."""
+        name = self._spec.name
+        if self._can_go_on(failure):
+            return f"; go on: dmcopy resume {name}; give it up: dmcopy cancel {name}"
+        cow = self._account.cow
+        if not isinstance(failure, PointInTimeLost) or cow is None or 2 * cow[0] < cow[1]:
             return ""
         return (
-            f"; of its {format_size(to_bytes(Sectors(size)))} {100 * used // size} % were in use "
+            f"; of its {format_size(cow[1])} {100 * cow[0] // cow[1]} % were in use "
             "when last looked at: give a larger one with --cow"
         )
 
@@ -502,25 +429,3 @@ def _text(failure: DmcopyError) -> str:
     if isinstance(failure, LeftBehind) and first is not None:
         return f"{first}; then {failure}"
     return str(failure)
-
-
-class _Rate:
-    """Bytes a second over the last few seconds, for each phase on its own."""
-
-    _WINDOW: Final = 5.0
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._phase = ""
-        self._seen: list[tuple[float, int]] = []
-
-    def after(self, phase: str, done: int) -> float:
-        """Note that *done* bytes are done; give the rate, 0.0 while it is not known."""
-        now = self._clock()
-        if phase != self._phase:
-            self._phase, self._seen = phase, []
-        self._seen.append((now, done))
-        while len(self._seen) > 2 and now - self._seen[0][0] > self._WINDOW:
-            self._seen.pop(0)
-        (first, at_first), (last, at_last) = self._seen[0], self._seen[-1]
-        return (at_last - at_first) / (last - first) if last > first else 0.0

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
 from dmcopy.stack.cow import CowSpec
-from dmcopy.units import KIB, MIB, Bytes
+from dmcopy.units import GIB, KIB, MIB, Bytes
 
 DEFAULT_CHUNK: Final = Bytes(64 * KIB)
 DEFAULT_SEGMENT: Final = Bytes(4 * MIB)
+DEFAULT_BATCH: Final = Bytes(1 * GIB)
 DEFAULT_HOLD_LIMIT: Final = 2.0
 DIGESTS: Final = ("sha256", "none")
 
@@ -26,14 +28,26 @@ class CopySpec:
     cow: CowSpec = field(default_factory=CowSpec)
     chunk: Bytes = DEFAULT_CHUNK
     segment: Bytes = DEFAULT_SEGMENT
+    batch: Bytes = DEFAULT_BATCH  # made durable together: what an interruption costs at most
     digest: str = "sha256"
     verify: bool = False
     overwrite_signature: bool = False
     hold_limit: float = DEFAULT_HOLD_LIMIT  # seconds
 
+    def verifying(self) -> CopySpec:
+        """Give the same copy with ``--verify``."""
+        return replace(self, verify=True)
+
     def as_json(self) -> dict[str, Any]:  # Any: JSON
         """Give what the journal keeps."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, recorded: Mapping[str, Any]) -> CopySpec:  # Any: JSON
+        """Read what `as_json` gave; words of other versions are not looked at."""
+        known = {one.name for one in fields(cls)}
+        given = {word: value for word, value in recorded.items() if word in known}
+        return cls(**given | {"cow": CowSpec(**recorded["cow"])})
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,15 @@ class Places:
     def locks(self) -> Path:
         """One lock file a running job."""
         return self.runtime / "locks"
+
+    @property
+    def desks(self) -> Path:
+        """One socket a running job (jobs.control)."""
+        return self.runtime / "jobs"
+
+    def log_of(self, job: str) -> Path:
+        """What a job in the background says on stderr."""
+        return self.runtime / "log" / job
 
     @property
     def cookies(self) -> Path:

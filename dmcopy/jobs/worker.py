@@ -17,23 +17,20 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Final, NoReturn
 
 from dmcopy.destinations import parse
 from dmcopy.destinations.base import Surroundings
-from dmcopy.engine.copier import Digest, DirectSource, SegmentReader
+from dmcopy.engine.channel import Channel
+from dmcopy.engine.copier import DirectSource, SegmentReader
 from dmcopy.engine.exceptions_view import CowView, NullView
 from dmcopy.engine.pipeline import Stop
 from dmcopy.engine.validate import IdleValidator, SnapshotValidator
-from dmcopy.engine.worker import (
-    Channel,
-    CopyRequest,
-    CowRequest,
-    OpenRequest,
-    Reading,
-    Service,
-    WorkSession,
-)
+from dmcopy.engine.request import CopyRequest, CowRequest, OpenRequest
+from dmcopy.engine.runs import Digest
+from dmcopy.engine.throttle import HostCap, Throttle
+from dmcopy.engine.worker import Reading, Service, WorkSession
 from dmcopy.errors import SourceFailed
 from dmcopy.kernel.blkdev import BlockDevice
 from dmcopy.kernel.command import Commander, Completed
@@ -49,8 +46,9 @@ _STACK: Final = 512 * KIB  # of a thread; mlockall makes all of it resident
 class HostWorkshop:
     """The devices of this host."""
 
-    def __init__(self, sysfs: Sysfs) -> None:
+    def __init__(self, sysfs: Sysfs, stop: Stop) -> None:
         self._sysfs = sysfs
+        self._stop = stop
 
     def open(self, request: OpenRequest) -> AbstractContextManager[WorkSession]:
         """Open the destination; control has checked for signatures before, we start nothing."""
@@ -61,6 +59,7 @@ class HostWorkshop:
             overwrite_signature=request.overwrite_signature,
             spare=frozenset(request.spare),
             identity=request.identity,
+            resume=request.resume,
         )
         return parse(request.destination).open(request.length, around)
 
@@ -82,6 +81,16 @@ class HostWorkshop:
     def digest(self, name: str) -> Digest | None:
         """Give a new digest, None for ``none``."""
         return None if name == "none" else hashlib.new(name, usedforsecurity=False)
+
+    @contextmanager
+    def throttle(self, request: CopyRequest) -> Iterator[Throttle]:
+        """Open the host's cap, where control names it."""
+        cap = HostCap.open(Path(request.cap)) if request.cap is not None else None
+        try:
+            yield Throttle(request.rate, cap=cap, stop=lambda: self._stop.is_set)
+        finally:
+            if cap is not None:
+                cap.close()
 
     def lock_memory(self) -> bool:
         """Keep the process in RAM."""
@@ -147,10 +156,10 @@ def main() -> NoReturn:
     channel = Channel(0, messages, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for control to decide on
     signal.signal(signal.SIGTERM, lambda *_: channel.stop("stopped by SIGTERM"))
+    service = Service(channel, HostWorkshop(Sysfs(), stop), stop)
     channel.start()
     gc.freeze()  # what was imported stays: no collection need look at it again
-    status = Service(channel, HostWorkshop(Sysfs()), stop).run()
-    sys.exit(status)
+    sys.exit(service.run())
 
 
 if __name__ == "__main__":

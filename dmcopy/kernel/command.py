@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, NoReturn, cast
 
 from dmcopy.errors import CommandFailed, ProgramMissing
@@ -310,3 +311,25 @@ def hand_over(argv: Sequence[str], *, directory: str | None = None) -> NoReturn:
     if directory is not None:
         os.chdir(directory)
     os.execve(path, list(argv), {**os.environ, "PATH": search_path(os.environ)})  # noqa: S606
+
+
+def fork_detached(log_file: Path) -> int:
+    """Fork a process that outlives us; gives 0 in it, its pid here.
+
+    It has a session of its own, reads nothing, and what it says goes to *log_file*.
+    To be called while there is one thread, and before anything is opened that must not be
+    shared.  The parent need not wait for it: it is init's child.
+    """
+    log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return child
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    said = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    for fd, source in ((0, nothing), (1, said), (2, said)):
+        os.dup2(source, fd)
+    return 0

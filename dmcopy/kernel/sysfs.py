@@ -68,6 +68,10 @@ class Sysfs:
         self.dev = Path(dev)
         self._stat = stat
 
+    def boot_id(self) -> str:
+        """Give what is different after each boot (random(4))."""
+        return _must_text(self.proc / "sys/kernel/random/boot_id")
+
     # names
 
     def devno_of(self, path: str) -> str:

@@ -60,6 +60,9 @@ def cow_text(event: events.Progress) -> str:
     return text
 
 
+_NO_DIGEST: Final = "not known (none was asked for, or the copy was not made in one go)"
+
+
 class TextReport:
     """Shows one job; `close` when it is over, in every case."""
 
@@ -81,6 +84,12 @@ class TextReport:
                 self._begun(event)
             case events.Progress():
                 self._progress(event)
+            case events.Paused():
+                self._say(f"paused at {format_size(event.bytes_done)}; the point in time stays")
+            case events.Resumed():
+                self._say(
+                    f"going on as of {event.begin_time}: {format_size(event.bytes_done)} are done"
+                )
             case events.Warned():
                 self._say(f"warning: {event.message}", style="yellow")
             case events.Verified():
@@ -145,13 +154,14 @@ class TextReport:
             ("job", event.job),
             ("copied", f"{format_size(event.bytes_total)} in {duration(event.seconds)}"),
             ("begin time", event.begin_time or "-"),
+            *([("of it earlier", format_size(event.bytes_resumed))] if event.bytes_resumed else []),
             (
                 "of it",
                 f"{format_size(event.bytes_cow)} from the COW device "
                 f"({event.exceptions} exceptions), {format_size(event.bytes_zero)} zeroes",
             ),
             ("writes held", held or "never"),
-            ("sha256", event.digest or "not asked for"),
+            ("sha256", event.digest or _NO_DIGEST),
             ("verified", "yes, read back" if event.verified else "no (--verify reads it back)"),
         ]
         table = Table.grid(padding=(0, 2))

@@ -39,7 +39,7 @@ from dmcopy.engine.buffers import BufferPool
 from dmcopy.engine.copier import Copier, Counts, DirectSource, SegmentReader
 from dmcopy.engine.exceptions_view import CowView
 from dmcopy.engine.validate import SnapshotValidator
-from dmcopy.jobs.runner import Host
+from dmcopy.jobs.host import Host
 from dmcopy.jobs.spec import Places
 from dmcopy.kernel.blkdev import BlockDevice
 from dmcopy.kernel.dm import Dm

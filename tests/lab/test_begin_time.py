@@ -17,7 +17,8 @@ import pytest
 
 from dmcopy.core.events import Begun, Event
 from dmcopy.jobs.journal import Journal
-from dmcopy.jobs.runner import CopyJob, prepare
+from dmcopy.jobs.prepare import prepare
+from dmcopy.jobs.runner import CopyJob
 from dmcopy.jobs.spec import CopySpec
 from dmcopy.stack.cow import CowSpec
 from dmcopy.units import KIB, MIB, Bytes

@@ -95,6 +95,11 @@ class FakeSession:
         self.flushed = 0
         self.completed = False
         self.closed = False
+        self.kept = False
+        self.mark: dict[str, str | int] = {"inode": 7}
+
+    def keep(self) -> None:
+        self.kept = True
 
     def write(self, at: Extent, data: memoryview) -> None:
         assert self.gate.wait(10)
@@ -118,6 +123,15 @@ class FakeSession:
 
     def complete(self) -> None:
         self.completed = True
+
+
+class FakeThrottle:
+    def __init__(self) -> None:
+        self.rate: Bytes | None = None
+        self.waited: list[int] = []
+
+    def wait(self, size: int) -> None:
+        self.waited.append(size)
 
 
 def digest_of(data: bytes | bytearray) -> str:

@@ -15,12 +15,14 @@ from dmcopy.engine import pipeline
 from dmcopy.engine.buffers import Buffer, BufferPool
 from dmcopy.engine.copier import Copier, Counts, DirectSource, SegmentReader
 from dmcopy.engine.pipeline import Stop
+from dmcopy.engine.runs import Run, Runs
 from dmcopy.errors import DestinationFailed, Interrupted, PointInTimeLost, SourceFailed
 from dmcopy.units import Sectors, to_bytes
 from tests.unit.engine.fakes import (
     SEGMENT,
     FakeSession,
     FakeSource,
+    FakeThrottle,
     FakeValidator,
     FakeView,
     content,
@@ -43,14 +45,14 @@ class Parts:
         self.pool = pool
         self.stop = Stop()
         self.told: list[Counts] = []
-        self.digest = hashlib.sha256()
+        self.runs = Runs(hashlib.sha256)
 
     def copier(self, *, clock: Callable[[], float] = lambda: 0.0) -> Copier:
         return Copier(
             SegmentReader(self.source, self.view, self.validator),
             self.session,
             self.pool,
-            digest=self.digest,
+            runs=self.runs,
             progress=self.told.append,
             stop=self.stop,
             clock=clock,
@@ -94,7 +96,9 @@ def test_every_segment_reaches_the_destination_also_the_short_last_one(parts: Pa
 
 def test_digest_is_that_of_the_image_in_its_order(parts: Parts) -> None:
     parts.copier().copy(segments(LENGTH))
-    assert parts.digest.hexdigest() == digest_of(parts.source.data)
+    assert parts.runs.changed() == [
+        Run(Extent(Sectors(0), Sectors(LENGTH)), digest_of(parts.source.data))
+    ]
 
 
 def test_order_is_read_refresh_check_patch_for_each_segment_and_finish_at_the_end(
@@ -113,7 +117,7 @@ def test_what_was_saved_is_taken_from_the_view_and_counted(parts: Parts) -> None
     assert parts.session.data == image
     assert counts.bytes_cow == saved.size
     assert counts.bytes_source + counts.bytes_cow == counts.bytes_done
-    assert parts.digest.hexdigest() == digest_of(image)
+    assert [run.digest for run in parts.runs.changed()] == [digest_of(image)]
 
 
 def test_segment_is_not_written_when_the_point_in_time_is_lost(parts: Parts) -> None:
@@ -127,6 +131,24 @@ def test_segment_is_not_written_when_the_point_in_time_is_lost(parts: Parts) -> 
     assert copier.failed_at == Extent(Sectors(0), SEGMENT)
 
 
+def test_batches_are_durable_one_by_one_and_counted_together(parts: Parts) -> None:
+    copier = parts.copier()
+    every = list(segments(LENGTH))
+    copier.copy(every[:4])
+    assert (parts.session.flushed, parts.log[-1]) == (1, "finish")
+    counts = copier.copy(every[4:])
+    assert parts.session.flushed == 2
+    assert counts.bytes_done == LENGTH * 512
+    assert parts.session.data == parts.source.data
+
+
+def test_throttle_is_asked_before_each_read(parts: Parts) -> None:
+    throttle = FakeThrottle()
+    reader = SegmentReader(parts.source, parts.view, parts.validator)
+    Copier(reader, parts.session, parts.pool, throttle=throttle).copy(segments(LENGTH))
+    assert throttle.waited == [at.size for at in segments(LENGTH)]
+
+
 def test_zero_segments_are_not_written_but_zeroed(pool: BufferPool) -> None:
     data = content(64)
     data[16 * 512 : 32 * 512] = bytes(16 * 512)
@@ -136,7 +158,7 @@ def test_zero_segments_are_not_written_but_zeroed(pool: BufferPool) -> None:
     assert parts.session.zeroed == [Extent(Sectors(16), SEGMENT)]
     assert counts.bytes_zero == to_bytes(SEGMENT)
     assert parts.session.data == data
-    assert parts.digest.hexdigest() == digest_of(data)
+    assert [run.digest for run in parts.runs.changed()] == [digest_of(data)]
 
 
 def test_short_last_segment_of_zeroes_is_found_behind_old_data(pool: BufferPool) -> None:
@@ -178,7 +200,7 @@ def test_error_of_the_hasher_stops_everything(parts: Parts) -> None:
 
     reader = SegmentReader(parts.source, parts.view, parts.validator)
     with pytest.raises(MemoryError):
-        Copier(reader, parts.session, parts.pool, digest=Broken()).copy(segments(LENGTH))
+        Copier(reader, parts.session, parts.pool, runs=Runs(Broken)).copy(segments(LENGTH))
 
 
 @needs_threads

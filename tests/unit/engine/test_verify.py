@@ -10,15 +10,20 @@ from dmcopy.core.extent import Extent
 from dmcopy.engine.buffers import BufferPool
 from dmcopy.engine.pipeline import Stop
 from dmcopy.engine.verify import Verifier
+from dmcopy.engine.runs import Run
 from dmcopy.errors import DestinationFailed, Interrupted, VerifyFailed
 from dmcopy.units import Sectors, to_bytes
-from tests.unit.engine.fakes import SEGMENT, FakeSession, content, digest_of, segments
+from tests.unit.engine.fakes import SEGMENT, FakeSession, content, digest_of
 
 LENGTH = 16 * 6 + 5
 
 
 def verifier(session: FakeSession, pool: BufferPool, stop: Stop | None = None) -> Verifier:
-    return Verifier(session, pool, hashlib.sha256(), stop=stop)
+    return Verifier(session, pool, hashlib.sha256, stop=stop)
+
+
+def whole(digest: str) -> list[Run]:
+    return [Run(Extent(Sectors(0), Sectors(LENGTH)), digest)]
 
 
 @pytest.fixture
@@ -31,7 +36,7 @@ def session() -> FakeSession:
 def test_same_content_gives_its_digest(session: FakeSession) -> None:
     expected = digest_of(session.data)
     with BufferPool(2, to_bytes(SEGMENT)) as pool:
-        assert verifier(session, pool).verify(segments(LENGTH), expected) == expected
+        assert verifier(session, pool).verify(whole(expected), SEGMENT) == expected
         assert pool.free == 2
 
 
@@ -39,7 +44,22 @@ def test_one_changed_byte_is_found(session: FakeSession) -> None:
     expected = digest_of(session.data)
     session.data[-1] ^= 1
     with BufferPool(2, to_bytes(SEGMENT)) as pool, pytest.raises(VerifyFailed, match=expected):
-        verifier(session, pool).verify(segments(LENGTH), expected)
+        verifier(session, pool).verify(whole(expected), SEGMENT)
+
+
+def test_image_made_in_several_runs_is_proved_run_by_run(session: FakeSession) -> None:
+    at = 32 * 512
+    runs = [
+        Run(Extent(Sectors(0), Sectors(32)), digest_of(session.data[:at])),
+        Run(Extent(Sectors(32), Sectors(LENGTH - 32)), digest_of(session.data[at:])),
+    ]
+    image = digest_of(session.data)
+    with BufferPool(2, to_bytes(SEGMENT)) as pool:
+        assert verifier(session, pool).verify(runs, SEGMENT) == image
+        session.data[at] ^= 1
+        where = f"from {at} to {LENGTH * 512}"
+        with pytest.raises(VerifyFailed, match=where):
+            verifier(session, pool).verify(runs, SEGMENT)
 
 
 def test_segment_that_cannot_be_read_back_is_named(session: FakeSession) -> None:
@@ -47,7 +67,7 @@ def test_segment_that_cannot_be_read_back_is_named(session: FakeSession) -> None
     with BufferPool(2, to_bytes(SEGMENT)) as pool:
         one = verifier(session, pool)
         with pytest.raises(DestinationFailed):
-            one.verify(segments(LENGTH), "")
+            one.verify(whole(""), SEGMENT)
         assert one.failed_at == Extent(Sectors(32), SEGMENT)
 
 
@@ -55,4 +75,4 @@ def test_stop_ends_it(session: FakeSession) -> None:
     stop = Stop()
     stop.set("stopped")
     with BufferPool(2, to_bytes(SEGMENT)) as pool, pytest.raises(Interrupted):
-        verifier(session, pool, stop).verify(segments(LENGTH), "")
+        verifier(session, pool, stop).verify(whole(""), SEGMENT)

@@ -18,12 +18,23 @@ from typing import Any
 
 import pytest
 
-from dmcopy.engine.copier import Digest, SegmentReader
+from dmcopy.core.extent import Extent
+from dmcopy.engine.channel import Channel
+from dmcopy.engine.copier import SegmentReader
 from dmcopy.engine.pipeline import Stop
-from dmcopy.engine.worker import Channel, CopyRequest, OpenRequest, Reading, Service, WorkSession
+from dmcopy.engine.request import CopyRequest, OpenRequest
+from dmcopy.engine.runs import Digest
+from dmcopy.engine.worker import Reading, Service, WorkSession
 from dmcopy.errors import DestinationFailed, PointInTimeLost, Refused, SourceFailed
-from dmcopy.units import Sectors
-from tests.unit.engine.fakes import FakeSession, FakeSource, FakeValidator, FakeView, content
+from dmcopy.units import Bytes, Sectors
+from tests.unit.engine.fakes import (
+    FakeSession,
+    FakeSource,
+    FakeThrottle,
+    FakeValidator,
+    FakeView,
+    content,
+)
 
 LENGTH = 16 * 4 + 2
 OPEN = {
@@ -35,7 +46,7 @@ COW = {
     "path": "/dev/c", "chunk_sectors": 8, "snapshot_uuid": "u",
     "origin_devno": "254:0", "origin_table": "0 66 snapshot-origin 254:1",
 }  # fmt: skip
-COPY = {"do": "copy", "source_path": "/dev/s", "cow": COW}
+COPY = {"do": "copy", "source_path": "/dev/s", "cow": COW, "batch_sectors": 1 << 20}
 
 
 class FakeWorkshop:
@@ -46,6 +57,7 @@ class FakeWorkshop:
         self.session = FakeSession(LENGTH)
         self.refusal: Exception | None = None
         self.locked = True
+        self.pace = FakeThrottle()
         self.asked: list[OpenRequest | CopyRequest] = []
 
     def open(self, request: OpenRequest) -> AbstractContextManager[WorkSession]:
@@ -70,6 +82,11 @@ class FakeWorkshop:
     def digest(self, name: str) -> Digest | None:
         return None if name == "none" else hashlib.new(name)
 
+    @contextmanager
+    def throttle(self, request: CopyRequest) -> Iterator[FakeThrottle]:
+        self.pace.rate = request.rate
+        yield self.pace
+
     def lock_memory(self) -> bool:
         return self.locked
 
@@ -85,6 +102,7 @@ class Control:
         self.service = Service(self.channel, shop, self.stop)
         self.status: int | None = None
         self._buffer = b""
+        self.rows: list[Any] = []
         self._thread = threading.Thread(target=self._run)
         self.channel.start()
         self._thread.start()
@@ -107,6 +125,9 @@ class Control:
     def until(self, what: str) -> dict[str, Any]:
         while True:
             message = self.receive()
+            if message["is"] == "durable" and what != "durable":
+                self.rows += message["rows"]
+                self.send({"do": "journaled"})
             if message["is"] in (what, "failed"):
                 assert message["is"] == what, message
                 return message
@@ -151,13 +172,14 @@ def test_whole_job_is_opened_copied_verified_and_completed(
     seconds = copied.pop("seconds")
     assert seconds >= 0
     assert copied == {
-        "is": "copied", "phase": "copy", "digest": expected, "bytes_done": LENGTH * 512,
+        "is": "copied", "phase": "copy", "bytes_done": LENGTH * 512,
         "bytes_source": LENGTH * 512, "bytes_cow": 0, "bytes_zero": 0, "exceptions": 0,
         "cow_used_sectors": 8, "cow_total_sectors": 80,
     }  # fmt: skip
     assert shop.session.data == shop.source.data
     assert not shop.session.completed
-    control.send({"do": "verify"})
+    assert control.rows == [[0, LENGTH, expected]]
+    control.send({"do": "verify", "rows": control.rows})
     assert control.until("verified")["digest"] == expected
     control.send({"do": "complete"})
     control.until("complete")
@@ -170,14 +192,68 @@ def test_requests_reach_the_workshop_in_its_own_words(control: Control, shop: Fa
     control.send(OPEN)
     control.until("ready")
     idle = {"devno": "8:1", "writes": 7}
-    control.send({"do": "copy", "source_path": "/dev/s", "cow": None, "idle": idle})
+    control.send(
+        {
+            "do": "copy", "source_path": "/dev/s", "cow": None, "idle": idle,
+            "batch_sectors": 32, "done": [[0, 16]], "rate_bytes": 5,
+        }
+    )  # fmt: skip
     control.until("copied")
     opened, copy = shop.asked
     assert isinstance(opened, OpenRequest)
     assert opened.destination == "image:/y"
     assert copy == CopyRequest(
-        source_path="/dev/s", length=Sectors(LENGTH), cow=None, devno="8:1", writes=7
-    )
+        source_path="/dev/s", length=Sectors(LENGTH), cow=None, devno="8:1", writes=7,
+        batch=Sectors(32), done=(Extent(Sectors(0), Sectors(16)),), rate=Bytes(5),
+    )  # fmt: skip
+
+
+def test_each_batch_waits_until_it_is_on_record(control: Control, shop: FakeWorkshop) -> None:
+    control.send(OPEN)
+    control.until("ready")
+    control.send(COPY | {"batch_sectors": 32})
+    first = control.until("durable")
+    assert (shop.session.flushed, first["bytes_done"]) == (1, 32 * 512)
+    assert first["rows"] == [[0, 32, hashlib.sha256(shop.source.data[: 32 * 512]).hexdigest()]]
+    time.sleep(0.05)
+    assert len(shop.session.written) == 2, "it went on before the batch was on record"
+    control.send({"do": "journaled"})
+    assert control.until("durable")["rows"][0][:2] == [0, 64], "a run in order is one row"
+    control.send({"do": "journaled"})
+    control.until("copied")
+    assert shop.session.kept
+
+
+def test_what_is_durable_is_not_read_again(control: Control, shop: FakeWorkshop) -> None:
+    control.send(OPEN | {"resume": {"inode": 7}})
+    control.until("ready")
+    control.send(COPY | {"done": [[0, 16], [32, 16]]})
+    control.until("copied")
+    assert [(at.start, at.length) for at in shop.session.written] == [(16, 16), (48, 16), (64, 2)]
+    assert [row[:2] for row in control.rows] == [[16, 16], [48, 18]]
+
+
+def test_pause_ends_the_batch_and_go_goes_on(control: Control, shop: FakeWorkshop) -> None:
+    shop.session.gate.clear()
+    control.send(OPEN | {"segment_sectors": 8})
+    control.until("ready")
+    control.send(COPY)
+    while not shop.source.reads:
+        pass
+    control.send({"do": "pause"}, {"do": "rate", "rate_bytes": 9})
+    while shop.pace.rate != 9:
+        pass
+    shop.session.gate.set()
+    assert control.until("durable")["bytes_done"] < LENGTH * 512
+    control.send({"do": "journaled"})
+    assert control.receive()["is"] == "paused"
+    reads = shop.source.reads
+    time.sleep(0.05)
+    assert shop.source.reads == reads
+    control.send({"do": "rate", "rate_bytes": None}, {"do": "go"})
+    control.until("copied")
+    assert shop.pace.rate is None
+    assert shop.session.data == shop.source.data
 
 
 def test_refused_destination_is_told_and_ends_the_worker(
@@ -225,7 +301,7 @@ def test_changed_destination_fails_the_verify(control: Control, shop: FakeWorksh
     control.send(OPEN, COPY)
     control.until("copied")
     shop.session.data[700] ^= 1
-    control.send({"do": "verify"})
+    control.send({"do": "verify", "rows": control.rows})
     message = control.receive()
     while message["is"] == "progress":
         message = control.receive()

@@ -1,0 +1,128 @@
+"""``dmcopy pause``, ``cancel``, ``wait`` and ``set``: what can be done with a job from outside."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from dmcopy.cli.common import Commands, Context, seconds
+from dmcopy.errors import DmcopyError, Interrupted, LeftBehind, Refused, UsageError
+from dmcopy.jobs.control import ask
+from dmcopy.jobs.host import Host
+from dmcopy.jobs.lock import holder, wait_free
+from dmcopy.jobs.overview import JobView, overview, rescue
+from dmcopy.jobs.state import State, is_final
+from dmcopy.stack.names import check_job
+
+_PAUSE_SECONDS = 600.0  # a batch on a slow destination takes its time
+_CANCEL_SECONDS = 120.0
+
+
+def add(commands: Commands) -> None:
+    """Add the commands to the command line."""
+    pause = commands.add_parser(
+        "pause",
+        help="stop copying for a while; the point in time stays",
+        description="Have a running job copy nothing until `dmcopy resume JOB`.  The point in time "
+        "stays, and so the\nCOW device goes on filling.  Returns when what was copied is durable.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    pause.add_argument("job", metavar="JOB")
+    pause.set_defaults(run=run_pause)
+    cancel = commands.add_parser(
+        "cancel",
+        help="give a job up: put everything back",
+        description="Give a job up, whether it runs, is paused or was interrupted: the origin gets "
+        "its table back,\nand what the job made is removed.  What was written to a block device "
+        "stays there.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    cancel.add_argument("job", metavar="JOB")
+    cancel.set_defaults(run=run_cancel)
+    wait = commands.add_parser(
+        "wait",
+        help="wait for the end of a job",
+        description="Wait until a job has ended, and exit with its exit status.",
+        allow_abbrev=False,
+    )
+    wait.add_argument("job", metavar="JOB")
+    wait.add_argument(
+        "--timeout", type=seconds, metavar="SECONDS", help="wait no longer (then exit status 1)"
+    )
+    wait.add_argument("--json", action="store_true", help="print the job's last event")
+    wait.set_defaults(run=run_wait)
+
+
+def _view(job: str, host: Host) -> JobView:
+    for view in overview(host):
+        if view.job == job:
+            return view
+    raise UsageError(f"there is no job {check_job(job)}")
+
+
+def run_pause(arguments: argparse.Namespace, context: Context) -> int:
+    """Pause a running job."""
+    host = context.host()
+    view = _view(arguments.job, host)
+    if view.pid is None:
+        raise Refused(
+            f"job {view.job} does not run, so there is nothing to pause",
+            way_out=f"see: dmcopy show {view.job}",
+        )
+    ask(host.places.desks, view.job, "pause", timeout=_PAUSE_SECONDS)
+    print(f"{view.job} is paused; go on: dmcopy resume {view.job}")
+    return 0
+
+
+def run_cancel(arguments: argparse.Namespace, context: Context) -> int:
+    """Cancel a job in whatever state."""
+    host = context.host()
+    view = _view(arguments.job, host)
+    if view.pid is not None:
+        ask(host.places.desks, view.job, "cancel", timeout=_CANCEL_SECONDS)
+        if not wait_free(host.places.locks, view.job, _CANCEL_SECONDS):
+            raise DmcopyError(f"job {view.job} (pid {view.pid}) does not end")
+        view = _view(arguments.job, host)
+    elif not view.is_dead:
+        raise Refused(f"job {view.job} has {view.state}", way_out="there is nothing to cancel")
+    else:
+        result = rescue(view, host, end=State.CANCELLED)
+        for line in result.done:
+            print(f"{view.job}: {line}")
+        if result.left:
+            raise LeftBehind(result.left, job=view.job)
+        view = _view(arguments.job, host)
+    print(f"{view.job}: {view.state}")
+    return 0
+
+
+def run_wait(arguments: argparse.Namespace, context: Context) -> int:
+    """Wait for a job; exit as it did."""
+    host = context.host()
+    view = _view(arguments.job, host)
+    if not wait_free(host.places.locks, view.job, arguments.timeout):
+        raise DmcopyError(f"job {view.job} has not ended after {arguments.timeout:g} s")
+    view = _view(arguments.job, host)
+    record = view.record
+    if record is None or not is_final(record.state):
+        raise Interrupted(
+            f"job {view.job} was interrupted; "
+            + (f"go on: dmcopy resume {view.job}" if view.can_resume else f"{view.no_way_on}")
+        )
+    if record.ended is None:  # a job that was killed, and put right by rescue or cancel
+        raise Interrupted(f"job {view.job} was given up")
+    if arguments.json:
+        print(json.dumps(record.ended))
+    elif record.ended["error"]:
+        raise _Ended(record.ended["error"], record.ended["exit_status"])
+    return int(record.ended["exit_status"])
+
+
+class _Ended(DmcopyError):
+    """How a job ended."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status  # type: ignore[misc]  # the job's, not the class's

@@ -1,0 +1,175 @@
+"""Looks at everything that a new copy needs, and decides; changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dmcopy.core import events, geometry
+from dmcopy.destinations import parse as parse_destination
+from dmcopy.destinations.base import Can, Destination, Surroundings
+from dmcopy.destinations.block import BlockDestination
+from dmcopy.errors import Refused, UsageError
+from dmcopy.jobs.host import Host
+from dmcopy.jobs.spec import CopySpec
+from dmcopy.jobs.standing import ClaimedNow, SplicedNow, Standing
+from dmcopy.stack.begin import Claim, splice
+from dmcopy.stack.cow import CowDevice, CowPlan, plan_cow
+from dmcopy.stack.discover import Provider, Source, discover
+from dmcopy.stack.names import check_job
+from dmcopy.stack.plan import Plan
+from dmcopy.kernel.sysfs import Sysfs
+from dmcopy.stack.recover import find_remains
+from dmcopy.units import Sectors, to_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """What the journal has of the sessions before, where a job goes on."""
+
+    begun: events.Begun
+    mark: Mapping[str, str | int] | None  # of the destination; None: nothing is there yet
+    counts: Mapping[str, int]
+    copied: bool  # everything is durable at the destination, and the stack is as before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A copy that passed every check; nothing was changed for it."""
+
+    spec: CopySpec
+    source: Source
+    destination: Destination
+    identity: Mapping[str, str | int]  # of the destination, checked again when it is opened
+    segment: Sectors
+    cow: CowPlan | None
+    standing: Standing
+    earlier: Earlier | None = None  # what was done before, where the job goes on
+
+    def facts(self, sysfs: Sysfs) -> dict[str, Any]:  # Any: JSON
+        """Give what `jobs.resume` must know to find the source again, as it is now."""
+        source = self.source
+        below = source.table.devices() if source.table is not None else ()
+        return {
+            "provider": source.provider,
+            "source": {
+                "path": source.path,
+                "devno": source.devno,
+                "dm_name": source.dm_name,
+                "length_sectors": source.length,
+                "logical_block_bytes": source.logical_block,
+                "table": str(source.table) if source.table is not None else None,
+                "identity": sysfs.identity(source.devno),
+                "below": {devno: sysfs.identity(devno) for devno in sorted(below)},
+            },
+            "segment_sectors": self.segment,
+        }
+
+    def planned(self) -> events.Planned:
+        """Give the event that tells what is going to happen."""
+        return events.Planned(
+            job=self.spec.name,
+            source=self.source.path,
+            destination=str(self.destination),
+            provider=self.source.provider,
+            why=self.source.why,
+            bytes_total=to_bytes(self.source.length),
+            chunk_bytes=self.spec.chunk if self.cow else None,
+            segment_bytes=to_bytes(self.segment),
+            cow=str(self.cow) if self.cow else None,
+            cow_bytes=to_bytes(self.cow.length) if self.cow else None,
+            steps=self.standing.lines(),
+        )
+
+
+def prepare(spec: CopySpec, host: Host) -> Prepared:
+    """Look at everything and decide; changes nothing.
+
+    Raises `UsageError` for words that make no sense, `Refused` for what would be unsafe.
+    """
+    check_job(spec.name)
+    destination = parse_destination(spec.destination)
+    if spec.verify and spec.digest == "none":
+        raise UsageError("--verify compares digests, so it cannot go with --digest none")
+    if spec.verify and Can.REREAD not in destination.can:
+        raise UsageError(f"{destination} cannot be read back, so it cannot be verified")
+    wants_cow = bool(spec.cow.device or spec.cow.file or spec.cow.size)
+    source = discover(spec.source, host.dm, host.sysfs, want_splice=wants_cow)
+    chunk = geometry.check_chunk(spec.chunk, source.logical_block)
+    segment = geometry.segment_size(spec.segment, chunk, destination.segment_alignment())
+    cow: CowPlan | None = None
+    standing: Standing
+    if source.provider is Provider.SPLICE:
+        assert host.dm is not None
+        _refuse_remains(spec.name, host)
+        cow = plan_cow(
+            spec.cow,
+            job=spec.name,
+            source=source.devno,
+            length=source.length,
+            chunk=chunk,
+            directory=host.places.cow_files,
+            sysfs=host.sysfs,
+        )
+        spliced = splice(
+            host.dm,
+            host.sysfs,
+            job=spec.name,
+            source=source,
+            cow=cow,
+            chunk=chunk,
+            hold_limit=spec.hold_limit,
+        )
+        standing = SplicedNow(spliced, source, chunk, host.sysfs)
+    elif wants_cow:
+        raise UsageError(f"{spec.source} is no dm device, so it takes no --cow: {source.why}")
+    else:
+        claim = Claim(source.node, host.sysfs)
+        standing = ClaimedNow(claim, Plan(job=spec.name, prepare=[claim]), source)
+    around = surroundings(spec, source, cow, host)
+    destination.check(source.length, around)
+    _check_cow_device(cow, around)
+    return Prepared(
+        spec=spec,
+        source=source,
+        destination=destination,
+        identity=destination.identity(around),
+        segment=segment,
+        cow=cow,
+        standing=standing,
+    )
+
+
+def _refuse_remains(job: str, host: Host) -> None:
+    assert host.dm is not None
+    if job in find_remains(host.dm, host.sysfs):
+        raise Refused(
+            f"devices of a job {job} are there already",
+            way_out=f"see: dmcopy status {job}; if it died: dmcopy rescue {job}",
+        )
+
+
+def surroundings(spec: CopySpec, source: Source, cow: CowPlan | None, host: Host) -> Surroundings:
+    return Surroundings(
+        sysfs=host.sysfs,
+        run=host.run,
+        source=source.devno,
+        overwrite_signature=spec.overwrite_signature,
+        spare=spare_devices(cow),
+    )
+
+
+def spare_devices(cow: CowPlan | None) -> frozenset[str]:
+    return frozenset({cow.devno}) if isinstance(cow, CowDevice) else frozenset()
+
+
+def _check_cow_device(cow: CowPlan | None, around: Surroundings) -> None:
+    if isinstance(cow, CowDevice):
+        # A COW device is written from its first sector on: it gets the checks of a
+        # destination, and no way around a signature.
+        alone = replace(around, overwrite_signature=False, spare=frozenset())
+        try:
+            BlockDestination.parse(cow.path).check(Sectors(1), alone)
+        except Refused as exc:
+            raise Refused(f"COW device: {exc.why}", way_out=exc.way_out) from exc

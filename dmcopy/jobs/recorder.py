@@ -1,0 +1,82 @@
+"""Keeps the journal of one running job, also where the journal cannot be written for a while.
+
+A full disk under the state directory must not end a copy that is fine otherwise: what could
+not be written waits, in order, and is tried again with the next entry.  Only what must be on
+record before the machine is changed (`define`, the begin time, what is retired) is written
+through the journal itself, and fails there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dmcopy.core.extent import Extent
+from dmcopy.errors import DmcopyError
+from dmcopy.jobs.journal import Journal
+from dmcopy.jobs.state import State
+
+
+class Recorder:
+    """The entries of one job; *warn* is told once when the journal fails, once when it works."""
+
+    def __init__(self, journal: Journal, job: str, warn: Callable[[str], object]) -> None:
+        self._journal = journal
+        self._job = job
+        self._warn = warn
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the journal lacks something that has happened."""
+        return bool(self._waiting)
+
+    def move(self, to: State) -> None:
+        """Record the job's next state."""
+        self._do(lambda: self._journal.move(self._job, to))
+
+    def note(self, column: str, event: Mapping[str, Any]) -> None:  # Any: JSON
+        """Keep an event (`Journal.note`)."""
+        self._do(lambda: self._journal.note(self._job, column, event))
+
+    def progress(self, event: Mapping[str, Any]) -> None:  # Any: JSON
+        """Keep the last progress, unless the journal fails: there will be another."""
+        if not self._waiting:
+            try:
+                self._journal.note(self._job, "progress", event)
+            except DmcopyError as exc:
+                self._failed(exc)
+
+    def commit(self, rows: Sequence[tuple[Extent, str | None]]) -> None:
+        """Record what is durable at the destination."""
+        self._do(lambda: self._journal.commit(self._job, rows))
+
+    def log(self, event: Mapping[str, Any]) -> None:  # Any: JSON
+        """Keep what happened."""
+        self._do(lambda: self._journal.log(self._job, event))
+
+    def lost(self, why: str) -> None:
+        """Record that the point in time is gone."""
+        self._do(lambda: self._journal.lost(self._job, why))
+
+    def forget_leftovers(self) -> None:
+        """Record that nothing is left."""
+        self._do(lambda: self._journal.forget_leftovers(self._job))
+
+    def _do(self, entry: Callable[[], None]) -> None:
+        self._waiting.append(entry)
+        behind = len(self._waiting) > 1
+        while self._waiting:
+            try:
+                self._waiting[0]()
+            except DmcopyError as exc:
+                if not behind:
+                    self._failed(exc)
+                return
+            self._waiting.popleft()
+        if behind:
+            self._warn("the journal can be written again, and has everything")
+
+    def _failed(self, exc: DmcopyError) -> None:
+        self._warn(f"{exc}; the copy goes on, but could not be resumed from here")

@@ -1,0 +1,259 @@
+"""Go on with a job that was interrupted, as of the begin time that it had.
+
+What must be so: the journal has the begin time and what is durable at the destination; the
+source is the device it was; and every write since the begin time was saved - or, for an
+idle device, there was none.  Whatever cannot be shown is *point in time lost*, with the
+reason: never a guess.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dmcopy.core import events
+from dmcopy.core.table import Table
+from dmcopy.destinations import parse as parse_destination
+from dmcopy.destinations.base import Destination, Surroundings
+from dmcopy.errors import DmcopyError, LeftBehind, PointInTimeLost, Refused, UsageError
+from dmcopy.jobs.host import Host
+from dmcopy.jobs.journal import Journal, Record
+from dmcopy.jobs.prepare import Earlier, Prepared, spare_devices
+from dmcopy.jobs.spec import CopySpec
+from dmcopy.jobs.standing import Json, Standing, cow_reading
+from dmcopy.jobs.state import State, is_final
+from dmcopy.kernel.sysfs import Sysfs
+from dmcopy.stack.adopt import Adopted, adopt
+from dmcopy.stack.begin import Claim
+from dmcopy.stack.discover import Provider, Source
+from dmcopy.stack.hold import Instant
+from dmcopy.stack.recover import Remains, find_remains, take_apart
+from dmcopy.units import Bytes, Sectors, to_sectors
+
+
+class Taken(Standing):
+    """A snapshot that an earlier process of the job spliced in, in this boot."""
+
+    def __init__(self, host: Host, source: Source, chunk: Sectors, job: str) -> None:
+        self._host = host
+        self._source = source
+        self._chunk = chunk
+        self._job = job
+        self._adopted: Adopted | None = None
+
+    def lines(self) -> tuple[str, ...]:
+        return ("# go on with the snapshot that is there",)
+
+    def begin(self, record: Callable[[str], None]) -> Instant | None:
+        del record  # nothing is changed
+        self.check()
+        return None
+
+    def check(self) -> None:
+        assert self._host.dm is not None
+        assert self._source.table is not None
+        assert self._source.dm_name is not None
+        self._adopted = adopt(
+            self._host.dm,
+            self._remains(),
+            name=self._source.dm_name,
+            original=self._source.table,
+            chunk=self._chunk,
+        )
+        self.snapshot = self._host.sysfs.node(self._adopted.snapshot)
+
+    def reading(self) -> Json:
+        adopted = self._adopted
+        assert adopted is not None
+        return cow_reading(
+            self._host.sysfs,
+            source=adopted.source,
+            cow=adopted.cow,
+            chunk=self._chunk,
+            snapshot_uuid=adopted.snapshot_uuid,
+            origin=adopted.origin,
+            origin_table=adopted.origin_table,
+        )
+
+    def end(self) -> float | None:
+        assert self._host.dm is not None
+        taken = take_apart(self._host.dm, self._remains())
+        if taken.left:
+            raise LeftBehind(taken.left, job=self._job)
+        return taken.held
+
+    def _remains(self) -> Remains:
+        assert self._host.dm is not None
+        return find_remains(self._host.dm, self._host.sysfs).get(self._job, Remains(self._job))
+
+
+class ClaimedAgain(Standing):
+    """An idle device: claimed again, if nobody wrote to it meanwhile."""
+
+    def __init__(self, source: Source, sysfs: Sysfs, writes: int) -> None:
+        self._source = source
+        self._writes = writes
+        self._sysfs = sysfs
+        self._claim = Claim(source.node, sysfs)
+
+    def lines(self) -> tuple[str, ...]:
+        return tuple(self._claim.lines())
+
+    def begin(self, record: Callable[[str], None]) -> Instant | None:
+        record(str(self._claim))
+        self._claim.do()
+        self.check()
+        return None
+
+    def check(self) -> None:
+        writes = self._sysfs.writes(self._source.devno) - self._writes
+        if writes:
+            raise PointInTimeLost(
+                f"{self._source.path} was written after the job was interrupted ({writes} writes)"
+            )
+
+    def reading(self) -> Json:
+        idle = {"devno": self._source.devno, "writes": self._writes}
+        return {"source_path": self._source.node, "cow": None, "idle": idle}
+
+    def facts(self) -> Json:
+        return {"idle_writes": self._writes}
+
+    def end(self) -> float | None:
+        self._claim.undo()
+        return None
+
+
+class Over(Standing):
+    """Nothing stands any more: everything is durable at the destination."""
+
+    def lines(self) -> tuple[str, ...]:
+        return ()
+
+    def begin(self, record: Callable[[str], None]) -> Instant | None:
+        raise AssertionError("a copied job begins nothing")
+
+    def check(self) -> None:
+        """Nothing can be missing."""
+
+    def reading(self) -> Json:
+        raise AssertionError("a copied job reads nothing")
+
+    def end(self) -> float | None:
+        return None
+
+
+def why_not_resumable(record: Record) -> str | None:
+    """Say why the journal alone rules out going on with a job; None when it does not."""
+    if is_final(record.state):
+        return f"it has {record.state}"
+    if record.begun is None or record.facts is None:
+        return "it was interrupted before its begin time was fixed"
+    return record.lost
+
+
+def why_not(name: str, host: Host, journal: Journal) -> str | None:
+    """Say why job *name*, which nobody runs, cannot be gone on with; None when it can."""
+    try:
+        prepare_resume(name, host, journal, verify=False).standing.check()
+    except (DmcopyError, OSError) as exc:
+        return str(exc)
+    return None
+
+
+def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> Prepared:
+    """Look whether job *name* can be gone on with; changes nothing.
+
+    *verify* reads the destination back, also if the job did not ask for it.  Raises
+    `UsageError` for no such job, `Refused` for one that has ended or cannot be gone on with
+    now, `PointInTimeLost`.
+    """
+    record = journal.record(name)
+    if record is None:
+        raise UsageError(f"there is no job {name} in the journal (see: dmcopy list)")
+    why_not = why_not_resumable(record)
+    if why_not is not None and record.lost:
+        raise PointInTimeLost(why_not)
+    if why_not is not None:
+        raise Refused(
+            f"job {name} cannot be resumed: {why_not}",
+            way_out="begin a new one: dmcopy copy"
+            if is_final(record.state)
+            else f"clear it away: dmcopy cancel {name}; then begin a new one",
+        )
+    assert record.facts is not None
+    assert record.begun is not None
+    begun = events.from_json(record.begun)
+    assert isinstance(begun, events.Begun)
+    spec = CopySpec.from_json(record.spec)
+    source = _source(record.facts, host.sysfs)
+    destination = parse_destination(spec.destination)
+    copied = record.state in (State.COPIED, State.VERIFIED)
+    if copied:
+        standing: Standing = Over()
+    elif record.facts["boot_id"] != host.sysfs.boot_id():
+        raise PointInTimeLost("the machine was started again since the begin time")
+    elif source.provider is Provider.SPLICE:
+        standing = Taken(host, source, to_sectors(spec.chunk), name)
+    else:
+        standing = ClaimedAgain(source, host.sysfs, int(record.facts["idle_writes"]))
+    mark = _mark(record.facts, destination, has_rows=bool(journal.done(name)))
+    identity = record.spec["identity"]
+    destination.check(
+        source.length,
+        Surroundings(
+            sysfs=host.sysfs,
+            run=host.run,
+            source=source.devno,
+            overwrite_signature=True,  # what is on it now is, in part, the copy
+            spare=spare_devices(None),
+            identity=identity,
+            resume=mark,
+        ),
+    )
+    return Prepared(
+        spec=spec if not verify else spec.verifying(),
+        source=source,
+        destination=destination,
+        identity=identity,
+        segment=Sectors(record.facts["segment_sectors"]),
+        cow=None,
+        standing=standing,
+        earlier=Earlier(
+            begun=begun,
+            mark=mark,
+            counts=record.counts,
+            copied=copied,
+        ),
+    )
+
+
+def _source(facts: Mapping[str, Any], sysfs: Sysfs) -> Source:  # Any: JSON
+    """Make the source of what the journal has of it."""
+    known = facts["source"]
+    table = Table.parse(known["table"]) if known["table"] is not None else None
+    return Source(
+        path=known["path"],
+        devno=known["devno"],
+        node=sysfs.node(known["devno"]),
+        length=Sectors(known["length_sectors"]),
+        logical_block=Bytes(known["logical_block_bytes"]),
+        provider=Provider(facts["provider"]),
+        why="as it was when the job began",
+        dm_name=known["dm_name"],
+        table=table,
+        mounts=(),
+    )
+
+
+def _mark(
+    facts: Mapping[str, Any],
+    destination: Destination,
+    *,
+    has_rows: bool,  # Any: JSON
+) -> Mapping[str, str | int] | None:
+    """Give the mark to open the destination by; None where nothing of value is there."""
+    there = any(os.path.lexists(path) for path in destination.leftovers())
+    mark: Mapping[str, str | int] = facts["mark"]
+    return mark if has_rows or there or not destination.leftovers() else None
