@@ -149,3 +149,20 @@ class ProgramMissing(DmcopyError):
     """A program that we need is not installed."""
 
     kind = "program-missing"
+
+
+class JournalDamaged(DmcopyError):
+    """The journal at *path* cannot be believed: *what* is wrong with it.
+
+    Not a word of it was used.
+    """
+
+    kind = "journal"
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(
+            f"the journal {path} is damaged: {what}; move it away, with {path}-wal and {path}-shm: "
+            "running copies are not harmed, and `dmcopy rescue` works without it"
+        )
+        self.path = path
+        self.what = what
