@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from dmcopy.kernel.blkdev import devno as devno_text
+from dmcopy.kernel.diskstat import IoTimes
 from dmcopy.kernel.openers import openers
 from dmcopy.units import Bytes, Sectors, to_bytes
 
-_WRITES: Final = 4  # columns of /sys/block/*/stat: completed writes, completed discards
-_DISCARDS: Final = 11
 _MOUNT_OPTIONS: Final = 2  # columns of mountinfo behind the "-": type, source, options
 _DELETED: Final = " (deleted)"
 _LOOK_SECONDS: Final = 0.05
@@ -139,8 +138,12 @@ class Sysfs:
 
     def writes(self, devno: str) -> int:
         """Count the writes and discards that the device has completed since it appeared."""
-        columns = [int(word) for word in _must_text(self.folder(devno) / "stat").split()]
-        return columns[_WRITES] + (columns[_DISCARDS] if len(columns) > _DISCARDS else 0)
+        times = self.io_times(devno)
+        return times.writes + times.discards
+
+    def io_times(self, devno: str) -> IoTimes:
+        """Give how much the device has written, and how long its writes took together."""
+        return IoTimes.parse(_must_text(self.folder(devno) / "stat"))
 
     def identity(self, devno: str) -> dict[str, str | int]:
         """Give what tells this device from others; only what sysfs knows, no empty values.

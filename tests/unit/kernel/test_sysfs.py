@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy.kernel.diskstat import IoTimes
 from dmcopy.kernel.sysfs import Sysfs
+from dmcopy.units import Sectors
 from tests.unit.kernel.tree import Tree
 
 
@@ -192,6 +194,20 @@ def test_writes_counts_writes_and_discards(tree: Tree) -> None:
     assert tree.sysfs().writes(disk) == 500
 
 
+def test_io_times_are_those_of_writes_alone(tree: Tree) -> None:
+    dm = tree.disk("dm-0", "253:0")
+    tree.write(dm, "stat", "1 2 3 4 500 6 70000 8000 9 10 11 33 13 14 15 16 17")
+    assert tree.sysfs().io_times(dm) == IoTimes(500, Sectors(70000), 8000, 33)
+    tree.write(dm, "stat", "1 2 3 4 501 6 70008 8001 9 10 11")  # before v4.18
+    assert tree.sysfs().io_times(dm) == IoTimes(501, Sectors(70008), 8001, 0)
+
+
+def test_milliseconds_that_wrapped_round_are_no_step_back() -> None:
+    before = IoTimes(10, Sectors(80), (1 << 32) - 5, 1)
+    after = IoTimes(12, Sectors(96), 20, 1)
+    assert after.since(before) == IoTimes(2, Sectors(16), 25, 0)
+
+
 def test_identity_names_what_lasts(tree: Tree) -> None:
     disk = tree.disk("sda", "8:0", size=2048)
     part = tree.partition(disk, 2, "8:2")
@@ -231,4 +247,5 @@ def test_this_hosts_own_devices_can_be_read() -> None:
     for devno in sorted(path.name for path in Path("/sys/dev/block").iterdir()):
         assert sysfs.identity(devno)["devno"] == devno
         assert sysfs.queue(devno).logical_block >= 512
+        assert sysfs.io_times(devno).writes >= 0
         assert devno not in sysfs.below(devno) | sysfs.above(devno)
