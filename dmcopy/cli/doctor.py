@@ -15,8 +15,8 @@ from typing import Final
 from dmcopy import __version__
 from dmcopy.cli.common import Commands, Context, consoles
 from dmcopy.errors import DmFailed
-from dmcopy.jobs.overview import overview
 from dmcopy.jobs.host import Host
+from dmcopy.jobs.overview import overview
 from dmcopy.kernel import udev
 from dmcopy.kernel.dmrequest import CONTROL
 from dmcopy.units import GIB, MIB, format_size

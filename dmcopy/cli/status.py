@@ -17,7 +17,6 @@ from dmcopy.jobs.overview import JobView, overview
 from dmcopy.report.text import duration
 from dmcopy.units import format_size
 
-
 _LOG_LINES: Final = 20
 
 

@@ -9,7 +9,7 @@ from dmcopy.cli.common import Commands, Context, seconds
 from dmcopy.errors import DmcopyError, Interrupted, LeftBehind, Refused, UsageError
 from dmcopy.jobs.control import ask
 from dmcopy.jobs.host import Host
-from dmcopy.jobs.lock import holder, wait_free
+from dmcopy.jobs.lock import wait_free
 from dmcopy.jobs.overview import JobView, overview, rescue
 from dmcopy.jobs.state import State, is_final
 from dmcopy.stack.names import check_job

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ class Ended(Event):
 
 Observer = Callable[[Event], None]
 
-_KINDS: dict[str, type[Event]] = {
+_KINDS: Final[dict[str, Callable[..., Event]]] = {
     kind.event: kind
     for kind in (Planned, Begun, Hold, Progress, Paused, Resumed, Warned, Verified, Ended)
 }
@@ -156,5 +156,7 @@ _KINDS: dict[str, type[Event]] = {
 
 def from_json(said: Mapping[str, Any]) -> Event:  # Any: JSON
     """Read what `Event.as_json` gave; raises KeyError for no event, TypeError for a wrong one."""
-    words = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
+    words: dict[str, Any] = {  # Any: JSON
+        name: tuple(value) if isinstance(value, list) else value for name, value in said.items()
+    }
     return _KINDS[str(words.pop("event"))](**words)

@@ -14,8 +14,8 @@ from dmcopy.core.extent import Extent
 from dmcopy.engine.buffers import Buffer, BufferPool
 from dmcopy.engine.exceptions_view import ExceptionView
 from dmcopy.engine.interval import PROGRESS_SECONDS, Interval
-from dmcopy.engine.runs import Runs
 from dmcopy.engine.pipeline import Pipeline, Stop, Work
+from dmcopy.engine.runs import Runs
 from dmcopy.engine.validate import Validator
 from dmcopy.errors import SourceFailed
 from dmcopy.kernel.blkdev import pread_full

@@ -110,7 +110,7 @@ class CopyRequest:
     def parse(cls, message: Message, length: Sectors) -> CopyRequest:
         """Take a request apart; raises KeyError for a missing word."""
         cow = message.get("cow")
-        idle = message["idle"] if cow is None else {"devno": "", "writes": 0}
+        idle: Message = message["idle"] if cow is None else {"devno": "", "writes": 0}
         rate = message.get("rate_bytes")
         return cls(
             source_path=message["source_path"],

@@ -9,8 +9,8 @@ from typing import Protocol
 from dmcopy.core.extent import Extent
 from dmcopy.engine.buffers import Buffer, BufferPool
 from dmcopy.engine.interval import PROGRESS_SECONDS, Interval
-from dmcopy.engine.runs import Digest, Run
 from dmcopy.engine.pipeline import Pipeline, Stop, Work
+from dmcopy.engine.runs import Digest, Run
 from dmcopy.errors import VerifyFailed
 from dmcopy.units import Bytes, Sectors
 

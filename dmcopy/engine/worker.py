@@ -1,9 +1,12 @@
 """The worker's service: one job from ``open`` to ``complete``.
 
 Requests: ``open``, ``copy``, perhaps ``verify``, then ``complete``.  While it copies:
-``rate``, ``pause`` and ``first`` (what to copy before all else), served at once.  After each batch it says ``durable`` and goes on when
-control answers ``journaled``; when it was asked to pause it says ``paused`` and waits for ``go``.
-It ends early, with everything closed, when its stdin closes or a SIGTERM comes.
+``rate``, ``pause`` and ``first`` (what to copy before all else), served at once.
+
+After each batch it says ``durable`` and goes on when control answers ``journaled``; when it was
+asked to pause it says ``paused`` and waits for ``go``.  It ends early, with everything closed,
+when its stdin closes or a SIGTERM comes.
+
 What it works with (which destination, which devices) is handed in as a `Workshop`.
 """
 
@@ -23,7 +26,6 @@ from dmcopy.engine.channel import Channel
 from dmcopy.engine.copier import Copier, Counts, SegmentReader, Sink
 from dmcopy.engine.exceptions_view import ExceptionView
 from dmcopy.engine.interval import Interval
-from dmcopy.engine.runs import Digest, Runs
 from dmcopy.engine.pipeline import Stop
 from dmcopy.engine.request import (
     CopyRequest,
@@ -33,6 +35,7 @@ from dmcopy.engine.request import (
     rows_of,
     runs_of,
 )
+from dmcopy.engine.runs import Digest, Runs
 from dmcopy.engine.validate import Validator
 from dmcopy.engine.verify import Readable, Verifier
 from dmcopy.errors import DmcopyError, UsageError

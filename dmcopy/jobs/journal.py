@@ -238,11 +238,18 @@ class Journal:
 
     # What is at the destination.
 
-    def commit(self, name: str, rows: Sequence[tuple[Extent, str | None]]) -> None:
+    def commit(
+        self,
+        name: str,
+        rows: Sequence[tuple[Extent, str | None]],
+        *,
+        counts: Mapping[str, int] | None = None,
+    ) -> None:
         """Record runs that are durable at the destination, with the digest of each whole run.
 
         A run takes the place of one with the same start, which it must not be shorter than.
-        Raises AssertionError for a run that overlaps any other.
+        Raises AssertionError for a run that overlaps any other.  *counts* are kept with the
+        facts, as ``counts``: what was counted up to here.
         """
         with self._changing(name) as change:
             tally = change.job.part("done")
@@ -257,6 +264,9 @@ class Journal:
                 tally = self._ledger.put("done", tally, name, *extent, retired, digest)
             _check_disjoint(name, runs)
             change.job = change.job.with_part("done", tally)
+            if counts is not None:
+                facts = json.loads(change.job.facts or "{}") | {"counts": dict(counts)}
+                change.job = change.job._replace(facts=json.dumps(facts))
 
     def retire(self, name: str) -> None:
         """Record that all that is done so far is retired: it will never be read again.

@@ -81,8 +81,8 @@ class WorkerLink:
         assert self._process is not None
         stdout = self._process.stdout
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([stdout, *also], [], [], timeout)
-            if stdout not in ready:
+            ready, _, _ = select.select([stdout.fileno(), *also], [], [], timeout)
+            if stdout.fileno() not in ready:
                 return None
             data = stdout.read1(1 << 16)
             if not data:

@@ -10,8 +10,8 @@ from typing import Any
 from dmcopy.core.events import Begun, Ended, Progress
 from dmcopy.destinations.image import is_being_written
 from dmcopy.errors import DmcopyError, LeftBehind, PointInTimeLost
-from dmcopy.jobs.journal import Journal, Record
 from dmcopy.jobs.host import Host
+from dmcopy.jobs.journal import Journal, Record
 from dmcopy.jobs.lock import JobLock, holder
 from dmcopy.jobs.resume import why_not
 from dmcopy.jobs.state import State, is_final

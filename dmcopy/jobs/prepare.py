@@ -14,12 +14,12 @@ from dmcopy.errors import Refused, UsageError
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.spec import CopySpec
 from dmcopy.jobs.standing import ClaimedNow, SplicedNow, Standing
+from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.begin import Claim, splice
 from dmcopy.stack.cow import CowDevice, CowPlan, plan_cow
 from dmcopy.stack.discover import Provider, Source, discover
 from dmcopy.stack.names import check_job
 from dmcopy.stack.plan import Plan
-from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.recover import find_remains
 from dmcopy.units import Sectors, to_bytes
 

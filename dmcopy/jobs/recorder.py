@@ -33,8 +33,13 @@ class Recorder:
         return bool(self._waiting)
 
     def move(self, to: State) -> None:
-        """Record the job's next state."""
-        self._do(lambda: self._journal.move(self._job, to))
+        """Record the job's next state; harmless where it is that already."""
+
+        def move() -> None:
+            if self._journal.state(self._job) != to:
+                self._journal.move(self._job, to)
+
+        self._do(move)
 
     def note(self, column: str, event: Mapping[str, Any]) -> None:  # Any: JSON
         """Keep an event (`Journal.note`)."""
@@ -48,9 +53,9 @@ class Recorder:
             except DmcopyError as exc:
                 self._failed(exc)
 
-    def commit(self, rows: Sequence[tuple[Extent, str | None]]) -> None:
+    def commit(self, rows: Sequence[tuple[Extent, str | None]], counts: Mapping[str, int]) -> None:
         """Record what is durable at the destination."""
-        self._do(lambda: self._journal.commit(self._job, rows))
+        self._do(lambda: self._journal.commit(self._job, rows, counts=counts))
 
     def log(self, event: Mapping[str, Any]) -> None:  # Any: JSON
         """Keep what happened."""

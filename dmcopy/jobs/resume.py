@@ -147,7 +147,7 @@ class Over(Standing):
 def why_not_resumable(record: Record) -> str | None:
     """Say why the journal alone rules out going on with a job; None when it does not."""
     if is_final(record.state):
-        return f"it has {record.state}"
+        return f"it is {record.state}"
     if record.begun is None or record.facts is None:
         return "it was interrupted before its begin time was fixed"
     return record.lost
@@ -223,7 +223,7 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
         earlier=Earlier(
             begun=begun,
             mark=mark,
-            counts=record.counts,
+            counts=record.facts["counts"],
             copied=copied,
         ),
     )

@@ -174,7 +174,7 @@ class CopyJob:
     def _has_begun(self, instant: Instant | None) -> None:
         """Record the begin time, or that the copy goes on as of the one it had."""
         standing, account, name = self._prepared.standing, self._account, self._spec.name
-        self._facts |= standing.facts()
+        self._facts |= standing.facts() | {"counts": account.counts()}
         if instant is None:
             assert account.begin_time is not None
             self._journal.set_facts(name, self._facts)
@@ -212,6 +212,7 @@ class CopyJob:
         return {
             "done": [(row.extent.start, row.extent.length) for row in done],
             "batch_sectors": to_sectors(self._spec.batch),
+            "cap_path": str(self._host.places.cap),
         }
 
     def _hold(self, reason: str, seconds: float) -> None:
@@ -270,7 +271,7 @@ class CopyJob:
     def _commit(self, message: Message) -> None:
         """Put on record what is durable at the destination: it is never copied again."""
         rows = [(run.extent, run.digest) for run in runs_of(message["rows"])]
-        self._record.commit(rows)
+        self._record.commit(rows, self._account.counts())
 
     def _serve(self, asked: Asked, worker: WorkerLink) -> None:
         match asked.verb:
@@ -369,8 +370,7 @@ class CopyJob:
     def _end(self, error: BaseException | None) -> events.Ended:
         event = self._ended(error)
         if event.state in (State.PAUSED, State.COPIED):
-            if event.state == State.PAUSED and not self._paused:
-                self._record.move(State.PAUSED)
+            self._record.move(State(event.state))
             self._record.log(event.as_json())
         else:
             if not event.left:

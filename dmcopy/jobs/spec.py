@@ -90,6 +90,11 @@ class Places:
         return self.runtime / "log" / job
 
     @property
+    def cap(self) -> Path:
+        """The rate that all jobs together may not exceed (engine.throttle.HostCap)."""
+        return self.runtime / "cap"
+
+    @property
     def cookies(self) -> Path:
         """Records of udev cookies under way (kernel.cookie)."""
         return self.runtime / "cookies"

@@ -26,10 +26,10 @@ from dmcopy.engine.channel import Channel
 from dmcopy.engine.copier import DirectSource, SegmentReader
 from dmcopy.engine.exceptions_view import CowView, NullView
 from dmcopy.engine.pipeline import Stop
-from dmcopy.engine.validate import IdleValidator, SnapshotValidator
 from dmcopy.engine.request import CopyRequest, CowRequest, OpenRequest
 from dmcopy.engine.runs import Digest
 from dmcopy.engine.throttle import HostCap, Throttle
+from dmcopy.engine.validate import IdleValidator, SnapshotValidator
 from dmcopy.engine.worker import Reading, Service, WorkSession
 from dmcopy.errors import SourceFailed
 from dmcopy.kernel.blkdev import BlockDevice

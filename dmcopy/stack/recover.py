@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from dmcopy.core.table import Table
 from dmcopy.core.targets.snapshot import SnapshotOrigin
@@ -118,18 +118,27 @@ def _loops(sysfs: Sysfs, devnos: Iterable[str]) -> list[tuple[str, str]]:
     return loops
 
 
-def take_apart(dm: Dm, remains: Remains) -> tuple[list[str], list[str]]:
-    """Undo everything that *remains* of a job; gives what was done, and what was left.
+class TakenApart(NamedTuple):
+    """What was done, what could not be, and how long an origin's writes were held (seconds)."""
+
+    done: tuple[str, ...]
+    left: tuple[str, ...]
+    held: float | None
+
+
+def take_apart(dm: Dm, remains: Remains) -> TakenApart:
+    """Undo everything that *remains* of a job.
 
     Goes on after a failure.  An origin comes first: its writes matter more than our devices.
     Signals wait until it is over.
     """
     done: list[str] = []
     left: list[str] = []
+    holds: list[float] = []
     with signals_deferred():
         for origin in remains.origins:
             try:
-                done += _release_origin(dm, origin, remains)
+                done += _release_origin(dm, origin, remains, holds)
             except DmcopyError as exc:
                 left.append(str(exc))
         for role in _ORDER:
@@ -143,10 +152,10 @@ def take_apart(dm: Dm, remains: Remains) -> tuple[list[str], list[str]]:
                 done.append(f"removed {info.name}")
             except DmcopyError as exc:
                 left.append(str(exc))
-    return done, left
+    return TakenApart(tuple(done), tuple(left), max(holds, default=None))
 
 
-def _release_origin(dm: Dm, origin: Origin, remains: Remains) -> list[str]:
+def _release_origin(dm: Dm, origin: Origin, remains: Remains, holds: list[float]) -> list[str]:
     info = dm.info(origin.name)
     if info is None:
         return []
@@ -157,7 +166,8 @@ def _release_origin(dm: Dm, origin: Origin, remains: Remains) -> list[str]:
         return [f"dropped the loaded table of {origin.name}"]
     original = dm.table(remains.devices[Role.SOURCE].name)
     swap = Swap(dm=dm, name=origin.name, limit=_HOLD_LIMIT, lockfs=False, flush=False, needed=True)
-    restore_origin(dm, origin.name, original, dm.table(origin.name), swap=swap)
+    held = restore_origin(dm, origin.name, original, dm.table(origin.name), swap=swap)
+    holds += [held] if held is not None else []
     return [f"gave {origin.name} its table back"]
 
 

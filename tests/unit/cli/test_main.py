@@ -70,7 +70,7 @@ def test_status_without_jobs_makes_no_file(
 ) -> None:
     assert main(["status"], context) == 0
     assert main(["rescue"], context) == 0
-    assert capsys.readouterr().out == "no jobs\nnothing to rescue\n"
+    assert capsys.readouterr().out == ("no jobs under way (dmcopy list: all)\nnothing to rescue\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 
+import pytest
+
 from dmcopy.core.extent import Extent
 from dmcopy.engine import runs as runs_module
 from dmcopy.engine.runs import Run, Runs
@@ -50,25 +52,17 @@ def test_without_a_digest_the_extents_are_kept() -> None:
     assert runs.changed() == [Run(at(0, 16), None)]
 
 
-def test_random_order_covers_everything_with_right_digests_and_bounded_hashes() -> None:
+def test_random_order_covers_everything_with_right_digests_and_bounded_hashes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     order = [at(start) for start in range(0, LENGTH, 8)]
     random.Random(5).shuffle(order)
-    made = 0
-
-    def new() -> object:
-        nonlocal made
-        made += 1
-        return hashlib.sha256()
-
-    most, runs_module._MOST_OPEN = runs_module._MOST_OPEN, 4
-    try:
-        runs = Runs(new)  # type: ignore[arg-type]  # it is a hash
-        found: dict[int, Run] = {}
-        for one in order:
-            add(runs, one)
-            assert len(runs._open) <= 4
-            found |= {new_run.extent.start: new_run for new_run in runs.changed()}
-    finally:
-        runs_module._MOST_OPEN = most
+    monkeypatch.setattr(runs_module, "_MOST_OPEN", 4)
+    runs = Runs(hashlib.sha256)
+    found: dict[int, Run] = {}
+    for one in order:
+        add(runs, one)
+        assert len(runs._open) <= 4
+        found |= {new_run.extent.start: new_run for new_run in runs.changed()}
     assert sum(one.extent.length for one in found.values()) == LENGTH
     assert all(one == run(one.extent.start, one.extent.length) for one in found.values())

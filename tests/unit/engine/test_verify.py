@@ -9,8 +9,8 @@ import pytest
 from dmcopy.core.extent import Extent
 from dmcopy.engine.buffers import BufferPool
 from dmcopy.engine.pipeline import Stop
-from dmcopy.engine.verify import Verifier
 from dmcopy.engine.runs import Run
+from dmcopy.engine.verify import Verifier
 from dmcopy.errors import DestinationFailed, Interrupted, VerifyFailed
 from dmcopy.units import Sectors, to_bytes
 from tests.unit.engine.fakes import SEGMENT, FakeSession, content, digest_of

@@ -16,9 +16,9 @@ import pytest
 from dmcopy.core.extent import Extent
 from dmcopy.errors import DmcopyError, JournalDamaged
 from dmcopy.jobs import ledger_file
+from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.overview import overview, rescue
-from dmcopy.jobs.runner import Host
 from dmcopy.jobs.spec import Places
 from dmcopy.jobs.state import State
 from dmcopy.kernel.command import Commander

@@ -53,8 +53,8 @@ def test_spliced_origin_gets_its_table_back_before_anything_is_removed(
 ) -> None:
     remains = find_remains(dm, sysfs)
     assert list(remains) == ["j"]
-    done, left = take_apart(dm, remains["j"])
-    assert left == []
+    done, left, _ = take_apart(dm, remains["j"])
+    assert left == ()
     assert "gave data its table back" in done
     assert str(dm.all["data"].live) == TABLE
     assert set(dm.all) == {"data", "other"}
@@ -65,8 +65,8 @@ def test_spliced_origin_gets_its_table_back_before_anything_is_removed(
 def test_loaded_table_of_ours_is_dropped(dm: FakeDm, sysfs: Sysfs) -> None:
     data = dm.all["data"]
     data.live, data.inactive = dm.all[device_name("j", Role.SOURCE)].live, data.live
-    done, left = take_apart(dm, find_remains(dm, sysfs)["j"])
-    assert left == []
+    done, left, _ = take_apart(dm, find_remains(dm, sysfs)["j"])
+    assert left == ()
     assert "dropped the loaded table of data" in done
     assert data.inactive is None
     assert str(data.live) == TABLE
@@ -92,7 +92,7 @@ def test_device_that_is_held_is_named_and_the_others_go(
     monkeypatch.setattr(steps, "_BUSY_SECONDS", 0.0)
     snap = device_name("j", Role.SNAP)
     dm.fail[f"remove {snap}"] = DmBusy("remove", snap, "Device or resource busy")
-    done, left = take_apart(dm, find_remains(dm, sysfs)["j"])
+    done, left, _ = take_apart(dm, find_remains(dm, sysfs)["j"])
     assert any(snap in line for line in left)
     assert "gave data its table back" in done
     assert str(dm.all["data"].live) == TABLE
