@@ -16,6 +16,7 @@ from dmcopy.cli.common import (
 )
 from dmcopy.cli.running import Report, detached, report_for, run_job
 from dmcopy.core.events import Planned
+from dmcopy.core.rate import Rate
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.prepare import prepare
@@ -109,6 +110,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         f"what an interruption costs at most (default: {format_size(DEFAULT_BATCH)})",
     )
     parser.add_argument(
+        "--rate",
+        type=parsed(Rate.parse),
+        default=Rate(),
+        metavar="SIZE|auto|none",
+        help="read at most this much a second; auto: back off when the source's writes become "
+        "slow (default: none; while it runs: dmcopy set JOB rate=SIZE)",
+    )
+    parser.add_argument(
         "--digest",
         choices=DIGESTS,
         default=DIGESTS[0],
@@ -175,6 +184,7 @@ def _spec(name: str, arguments: argparse.Namespace) -> CopySpec:
         batch=arguments.batch,
         digest=arguments.digest,
         verify=arguments.verify,
+        rate=arguments.rate,
         overwrite_signature=arguments.overwrite_signature,
         hold_limit=arguments.hold_limit,
     )

@@ -6,16 +6,30 @@ import argparse
 import json
 
 from dmcopy.cli.common import Commands, Context, seconds
+from dmcopy.core.rate import Rate
 from dmcopy.errors import DmcopyError, Interrupted, LeftBehind, Refused, UsageError
+from dmcopy.jobs import settings
 from dmcopy.jobs.control import ask
 from dmcopy.jobs.host import Host
-from dmcopy.jobs.lock import wait_free
+from dmcopy.jobs.journal import Journal
+from dmcopy.jobs.lock import JobLock, wait_free
 from dmcopy.jobs.overview import JobView, overview, rescue
+from dmcopy.jobs.spec import CopySpec
 from dmcopy.jobs.state import State, is_final
 from dmcopy.stack.names import check_job
 
 _PAUSE_SECONDS = 600.0  # a batch on a slow destination takes its time
 _CANCEL_SECONDS = 120.0
+_SET_SECONDS = 30.0
+
+_SETTINGS = """\
+of a job:
+  rate=SIZE|auto|none  how much is read a second
+with --host:
+  rate=SIZE|none       how much all jobs together read a second
+  keep-jobs=N          how many ended jobs are kept (default: 100)
+  keep-days=N          how long they are kept (default: 90)
+"""
 
 
 def add(commands: Commands) -> None:
@@ -53,6 +67,20 @@ def add(commands: Commands) -> None:
     )
     wait.add_argument("--json", action="store_true", help="print the job's last event")
     wait.set_defaults(run=run_wait)
+    change = commands.add_parser(
+        "set",
+        help="change a job while it runs, or what holds for all jobs",
+        description="Change a job, which may be running, paused or interrupted; or, with --host, "
+        "what holds for all\njobs of this host together.",
+        epilog=_SETTINGS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    change.add_argument("job", nargs="?", metavar="JOB")
+    change.add_argument("--host", action="store_true", help="for all jobs of this host")
+    # not nargs="*": argparse would give the first of them to JOB
+    change.add_argument("settings", nargs=argparse.REMAINDER, metavar="NAME=VALUE")
+    change.set_defaults(run=run_set)
 
 
 def _view(job: str, host: Host) -> JobView:
@@ -126,3 +154,40 @@ class _Ended(DmcopyError):
     def __init__(self, message: str, exit_status: int) -> None:
         super().__init__(message)
         self.exit_status = exit_status  # type: ignore[misc]  # the job's, not the class's
+
+
+def run_set(arguments: argparse.Namespace, context: Context) -> int:
+    """Change a job or the host."""
+    words = list(arguments.settings)
+    job: str | None = arguments.job
+    if arguments.host and job is not None:  # it was the first of the settings
+        words, job = [job, *words], None
+    if (job is None) != arguments.host or not words:
+        raise UsageError("say dmcopy set JOB NAME=VALUE, or dmcopy set --host NAME=VALUE")
+    asked = dict(_setting(word) for word in words)
+    host = context.host()
+    if job is None:
+        with Journal(host.places.journal) as journal:
+            for name, value in asked.items():
+                settings.change(journal, host.places, name, value)
+        return 0
+    if asked.keys() != {"rate"}:
+        raise UsageError(f"'{words[0]}' cannot be set on a job: rate=SIZE|auto|none can")
+    rate = Rate.parse(asked["rate"])
+    view = _view(job, host)
+    if view.pid is not None:
+        ask(host.places.desks, job, "set", timeout=_SET_SECONDS, rate=str(rate))
+        return 0
+    if view.record is None or is_final(view.record.state):
+        raise Refused(f"job {job} is {view.state}", way_out="there is nothing to be set")
+    with JobLock(host.places.locks, job), Journal(host.places.journal) as journal:
+        spec = CopySpec.from_json(view.record.spec).at_rate(rate)
+        journal.set_spec(job, {**view.record.spec, **spec.as_json()})
+    return 0
+
+
+def _setting(word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not equals or not name:
+        raise UsageError(f"'{word}' is no NAME=VALUE")
+    return name, value

@@ -57,6 +57,10 @@ class Recorder:
         """Record what is durable at the destination."""
         self._do(lambda: self._journal.commit(self._job, rows, counts=counts))
 
+    def spec(self, spec: Mapping[str, Any]) -> None:  # Any: JSON
+        """Record that the job is asked something else from now on."""
+        self._do(lambda: self._journal.set_spec(self._job, spec))
+
     def log(self, event: Mapping[str, Any]) -> None:  # Any: JSON
         """Keep what happened."""
         self._do(lambda: self._journal.log(self._job, event))

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from dmcopy.core import events
+from dmcopy.core.rate import Rate
 from dmcopy.engine.request import runs_of
 from dmcopy.errors import (
     Cancelled,
@@ -25,6 +26,7 @@ from dmcopy.errors import (
     LeftBehind,
     PointInTimeLost,
 )
+from dmcopy.jobs import settings
 from dmcopy.jobs.account import Account
 from dmcopy.jobs.control import Asked, Desk
 from dmcopy.jobs.host import Host
@@ -110,9 +112,9 @@ class CopyJob:
             return ended if ended is not None else self._ended(exc)
 
     def _define(self) -> None:
+        settings.apply(self._journal, self._host.places)
         if self._new:
-            recorded = {"identity": dict(self._prepared.identity)}
-            self._journal.define(self._spec.name, self._spec.as_json() | recorded)
+            self._journal.define(self._spec.name, self._recorded_spec())
             for path in self._leftovers():
                 self._journal.may_leave(self._spec.name, path)
 
@@ -213,6 +215,7 @@ class CopyJob:
             "done": [(row.extent.start, row.extent.length) for row in done],
             "batch_sectors": to_sectors(self._spec.batch),
             "cap_path": str(self._host.places.cap),
+            "rate_bytes": self._spec.rate.limit,
         }
 
     def _hold(self, reason: str, seconds: float) -> None:
@@ -284,11 +287,22 @@ class CopyJob:
                 asked.refuse(f"job {self._spec.name} is not copying, so it cannot be paused")
             case "resume":
                 self._go_on(asked, worker)
+            case "set":
+                self._set_rate(Rate.parse(asked.request["rate"]), worker)
+                asked.answer()
             case "cancel":
                 asked.answer()
                 raise Cancelled("cancelled")
             case _:
                 asked.refuse(f"a running job does not know '{asked.verb}'")
+
+    def _set_rate(self, rate: Rate, worker: WorkerLink) -> None:
+        self._spec = self._spec.at_rate(rate)
+        self._record.spec(self._recorded_spec())
+        worker.send("rate", rate_bytes=rate.limit)
+
+    def _recorded_spec(self) -> dict[str, Any]:  # Any: JSON
+        return self._spec.as_json() | {"identity": dict(self._prepared.identity)}
 
     def _pause(self) -> None:
         self._paused = True

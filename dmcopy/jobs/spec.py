@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from dmcopy.core.rate import Rate
 from dmcopy.stack.cow import CowSpec
 from dmcopy.units import GIB, KIB, MIB, Bytes
 
@@ -31,8 +32,13 @@ class CopySpec:
     batch: Bytes = DEFAULT_BATCH  # made durable together: what an interruption costs at most
     digest: str = "sha256"
     verify: bool = False
+    rate: Rate = field(default_factory=Rate)
     overwrite_signature: bool = False
     hold_limit: float = DEFAULT_HOLD_LIMIT  # seconds
+
+    def at_rate(self, rate: Rate) -> CopySpec:
+        """Give the same copy with another ``--rate``."""
+        return replace(self, rate=rate)
 
     def verifying(self) -> CopySpec:
         """Give the same copy with ``--verify``."""
@@ -47,7 +53,9 @@ class CopySpec:
         """Read what `as_json` gave; words of other versions are not looked at."""
         known = {one.name for one in fields(cls)}
         given = {word: value for word, value in recorded.items() if word in known}
-        return cls(**given | {"cow": CowSpec(**recorded["cow"])})
+        given["cow"] = CowSpec(**recorded["cow"])
+        given["rate"] = Rate(**recorded["rate"])
+        return cls(**given)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,51 @@
+"""What holds for all jobs of this host: kept in the journal, put in force when a job begins."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from dmcopy.core.rate import Rate
+from dmcopy.engine.throttle import HostCap
+from dmcopy.errors import UsageError
+from dmcopy.jobs.journal import Journal
+from dmcopy.jobs.spec import Places
+
+_DAY_SECONDS: Final = 86400.0
+_NUMBERS: Final = {"keep-jobs": 100, "keep-days": 90}
+_RATE: Final = "rate"
+
+
+def change(journal: Journal, places: Places, name: str, value: str) -> None:
+    """Set *name*, at once and for later; raises `UsageError`."""
+    if name == _RATE:
+        rate = Rate.parse(value)
+        if rate.auto:
+            raise UsageError("the rate of all jobs together is a size or none: auto is a job's")
+        journal.set_setting(_RATE, str(rate) if rate.limit is not None else None)
+        _cap(places, rate)
+    elif name in _NUMBERS:
+        if not value.isdecimal():
+            raise UsageError(f"{name} is a number, not '{value}'")
+        journal.set_setting(name, value)
+    else:
+        known = ", ".join((_RATE, *_NUMBERS))
+        raise UsageError(f"'{name}' cannot be set for all jobs; these can: {known}")
+
+
+def apply(journal: Journal, places: Places) -> None:
+    """Put the cap in force, which is forgotten at a reboot, and forget old jobs."""
+    rate = journal.setting(_RATE)
+    if rate is not None:
+        _cap(places, Rate.parse(rate))
+    keep, days = (int(journal.setting(name) or number) for name, number in _NUMBERS.items())
+    journal.forget_ended(keep=keep, older_than=days * _DAY_SECONDS, now=time.time())
+
+
+def _cap(places: Places, rate: Rate) -> None:
+    cap = HostCap.open(places.cap)
+    try:
+        if cap.rate != rate.limit:
+            cap.set_rate(rate.limit)
+    finally:
+        cap.close()
