@@ -157,6 +157,28 @@ def test_row_that_is_lost_or_changed_is_noticed(path: Path, statement: str) -> N
         _read(path)
 
 
+def test_lost_job_is_not_taken_for_one_that_never_was(path: Path) -> None:
+    _sql(path, "DELETE FROM job WHERE name='c'")
+    with Journal(path) as journal:
+        for ask in (journal.record, journal.state, journal.done, journal.leftovers):
+            with pytest.raises(JournalDamaged, match="3 rows job were written"):
+                ask("c")
+        with pytest.raises(JournalDamaged):
+            journal.define("c", {})
+
+
+def test_garbled_page_is_found_when_the_file_is_opened(path: Path, whole: bytes) -> None:
+    """Also one that nobody would read: the journal is refused before a job relies on it."""
+    pages = len(whole) // 4096
+    assert pages == 6  # the list of tables, and one for each of the five
+    for page in range(pages):
+        garbled = bytearray(whole)
+        garbled[page * 4096 : page * 4096 + 8] = b"\xa5" * 8
+        path.write_bytes(garbled)
+        with pytest.raises(JournalDamaged):
+            Journal(path)
+
+
 def test_damage_is_noticed_before_anything_is_written_over_it(path: Path) -> None:
     _sql(path, "UPDATE done SET retired=0 WHERE job='a' AND start=0")
     with Journal(path) as journal:
