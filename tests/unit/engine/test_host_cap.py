@@ -275,14 +275,14 @@ def test_three_processes_share_the_cap_evenly_also_when_it_changes(path: Path) -
     cap.set_rate(Bytes(30 * MIB))
     start = time.monotonic() + 0.2
     spans = [(start, start + 0.8), (start + 1.0, start + 1.8)]
-    workers = [child(lambda: moved(path, spans, 128 * KIB)) for _ in range(3)]
+    workers = [child(lambda: moved(path, spans, 512 * KIB)) for _ in range(3)]
     time.sleep(max(start + 0.9 - time.monotonic(), 0))
     cap.set_rate(Bytes(90 * MIB))
     counts = [answer(*worker) for worker in workers]
     for span, rate in enumerate((30 * MIB, 90 * MIB)):
         shares = [count[span] for count in counts]
         assert sum(shares) == pytest.approx(0.8 * rate, rel=0.15)
-        assert min(shares) > 0.8 * max(shares)
+        assert min(shares) > 0.7 * max(shares)
     cap.close()
 
 
@@ -292,8 +292,8 @@ def test_process_that_is_alone_gets_all_of_the_cap_once_the_others_ended(path: P
     cap.set_rate(Bytes(40 * MIB))
     start = time.monotonic() + 0.1
     both, alone = (start, start + 0.4), (start + 0.5, start + 1.1)
-    lasting = child(lambda: moved(path, [both, alone], 128 * KIB))
-    ending = child(lambda: moved(path, [both], 128 * KIB))
+    lasting = child(lambda: moved(path, [both, alone], 512 * KIB))
+    ending = child(lambda: moved(path, [both], 512 * KIB))
     assert answer(*lasting)[1] == pytest.approx(0.6 * 40 * MIB, rel=0.15)
     answer(*ending)
     cap.close()
