@@ -9,7 +9,7 @@ reason: never a guess.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dmcopy.core import events
@@ -28,18 +28,22 @@ from dmcopy.stack.adopt import Adopted, adopt
 from dmcopy.stack.begin import Claim
 from dmcopy.stack.discover import Provider, Source
 from dmcopy.stack.hold import Instant
-from dmcopy.stack.recover import Remains, find_remains, take_apart
+from dmcopy.stack.recover import Remains, find_remains, remove_files, take_apart
 from dmcopy.units import Bytes, Sectors, to_sectors
 
 
 class Taken(Standing):
     """A snapshot that an earlier process of the job spliced in, in this boot."""
 
-    def __init__(self, host: Host, source: Source, chunk: Sectors, job: str) -> None:
+    def __init__(
+        self, host: Host, source: Source, chunk: Sectors, job: str, files: Sequence[str]
+    ) -> None:
+        """*files* are those of the COW device, which go at the end."""
         self._host = host
         self._source = source
         self._chunk = chunk
         self._job = job
+        self._files = tuple(files)
         self._adopted: Adopted | None = None
 
     def lines(self) -> tuple[str, ...]:
@@ -78,9 +82,11 @@ class Taken(Standing):
 
     def end(self) -> float | None:
         assert self._host.dm is not None
-        taken = take_apart(self._host.dm, self._remains())
-        if taken.left:
-            raise LeftBehind(taken.left, job=self._job)
+        remains = self._remains()
+        taken = take_apart(self._host.dm, remains)
+        _, kept = remove_files(sorted(remains.cow_files().union(self._files)))
+        if taken.left or kept:
+            raise LeftBehind([*taken.left, *kept], job=self._job)
         return taken.held
 
     def _remains(self) -> Remains:
@@ -95,7 +101,8 @@ class ClaimedAgain(Standing):
         self._source = source
         self._writes = writes
         self._sysfs = sysfs
-        self._claim = Claim(source.node, sysfs)
+        # No flush: what another left in the page cache must still be seen as a write of his.
+        self._claim = Claim(source.node, sysfs, flush=False)
 
     def lines(self) -> tuple[str, ...]:
         return tuple(self._claim.lines())
@@ -195,7 +202,8 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
     elif record.facts["boot_id"] != host.sysfs.boot_id():
         raise PointInTimeLost("the machine was started again since the begin time")
     elif source.provider is Provider.SPLICE:
-        standing = Taken(host, source, to_sectors(spec.chunk), name)
+        files = [f for f in journal.leftovers(name) if f not in destination.leftovers()]
+        standing = Taken(host, source, to_sectors(spec.chunk), name, files)
     else:
         standing = ClaimedAgain(source, host.sysfs, int(record.facts["idle_writes"]))
     mark = _mark(record.facts, destination, has_rows=bool(journal.done(name)))

@@ -417,12 +417,14 @@ class CopyJob:
         name = self._spec.name
         if self._can_go_on(failure):
             return f"; go on: dmcopy resume {name}; give it up: dmcopy cancel {name}"
-        cow = self._account.cow
-        if not isinstance(failure, PointInTimeLost) or cow is None or 2 * cow[0] < cow[1]:
+        if not isinstance(failure, PointInTimeLost):
             return ""
+        cow = self._account.cow
+        if cow is None or 2 * cow[0] < cow[1]:
+            return f"; begin anew: dmcopy copy {self._spec.source} {self._spec.destination}"
         return (
             f"; of its {format_size(cow[1])} {100 * cow[0] // cow[1]} % were in use "
-            "when last looked at: give a larger one with --cow"
+            "when last looked at: begin anew with a larger --cow"
         )
 
 

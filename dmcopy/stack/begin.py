@@ -89,9 +89,11 @@ class Splice(Step):
 class Claim(Step):
     """Hold an idle device open with O_EXCL: nobody can mount it, no dm or md take it."""
 
-    def __init__(self, path: str, sysfs: Sysfs) -> None:
+    def __init__(self, path: str, sysfs: Sysfs, *, flush: bool = True) -> None:
+        """With *flush* what lies in the page cache becomes part of the image."""
         self._path = path
         self._sysfs = sysfs
+        self._flush = flush
         self._device: BlockDevice | None = None
         self.instant: Instant | None = None
         self.writes = 0
@@ -104,7 +106,8 @@ class Claim(Step):
 
     def do(self) -> None:
         self._device = BlockDevice.open(self._path, exclusive=True)
-        self._device.flush()  # what lies in the page cache is part of the image
+        if self._flush:
+            self._device.flush()
         self.writes = self._sysfs.writes(self._device.devno)
         self.instant = Instant(begin_ns=time.time_ns(), held=0.0)
 

@@ -84,8 +84,6 @@ class Job:
         return Path(path).read_bytes() if os.path.isfile(path) else harness.read_device(path)
 
     def resume(self, *options: str) -> Ran:
-        read = sectors_read(self.at, "source")
-        self.at_resume = read
         return self.at.run("resume", "job", "--json", *options)
 
     def assert_right(self, ran: Ran) -> None:
@@ -192,12 +190,12 @@ def test_pause_holds_the_copy_and_resume_goes_on(at: Scene, origin: str) -> None
         job.copied(2 * BATCH)
         assert at.run("pause", "job").stdout.startswith("job is paused")
         job.running.wait_for("paused")
-        before = sectors_read(at, "source")
+        before = harness.writes_of(job.destination)
         status = at.fork("status")
         assert "paused (pid" in status.stdout
         assert at.fork("pause", "job").status == 0, "twice is fine"
         time.sleep(0.5)
-        assert sectors_read(at, "source") == before
+        assert harness.writes_of(job.destination) == before
         assert at.fork("resume", "job").stdout == "job goes on\n"
         refused = at.fork("resume", "job")
         assert refused.status == 3
@@ -248,7 +246,7 @@ def test_verify_that_was_interrupted_is_made_up_for(at: Scene, origin: str) -> N
 
 def lost(ran: Ran) -> str:
     assert ran.status == 4, ran
-    assert "begin anew: dmcopy copy" in ran.stderr
+    assert "begin anew" in ran.stderr
     return ran.stderr
 
 
