@@ -100,6 +100,8 @@ def test_job_that_was_killed_is_dead_until_it_is_rescued(
     assert f"removed {file}" in capsys.readouterr().out
     assert not file.exists()
     assert main(["status", "--json"], context) == 0
+    assert capsys.readouterr().out == "", "it is no longer under way"
+    assert main(["list", "--json"], context) == 0
     assert json.loads(capsys.readouterr().out)["dead"] is False
     assert main(["rescue"], context) == 0
     assert capsys.readouterr().out == "nothing to rescue\n"
