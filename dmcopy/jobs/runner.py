@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from dmcopy.core import events, geometry
-from dmcopy.core.forecast import FillForecast
+from dmcopy.core.forecast import Forecast
 from dmcopy.destinations import parse as parse_destination
 from dmcopy.destinations.base import Can, Destination, Surroundings
 from dmcopy.destinations.block import BlockDestination
@@ -40,7 +40,7 @@ from dmcopy.stack.hold import Instant
 from dmcopy.stack.names import check_job
 from dmcopy.stack.plan import Plan, signals_deferred
 from dmcopy.stack.recover import find_remains, remove_files
-from dmcopy.units import Sectors, format_size, to_bytes, to_sectors
+from dmcopy.units import Bytes, Sectors, format_size, to_bytes, to_sectors
 
 _NOTE_SECONDS: Final = 1.0  # how often the progress goes to the journal
 
@@ -218,7 +218,11 @@ class CopyJob:
         self._opened = False  # what the destination leaves is ours from then on
         self._complete = False
         self._rate = _Rate(clock)
-        self._fill = FillForecast()
+        self._forecast = Forecast(
+            most=to_bytes(
+                geometry.never_overflow(prepared.source.length, to_sectors(prepared.spec.chunk))
+            )
+        )
 
     def run(self) -> events.Ended:
         """Copy; gives the last event, which the observer has seen too.
@@ -375,13 +379,14 @@ class CopyJob:
         if message["is"] == "copied":
             self._digest = message["digest"]
             self._copy_seconds = message["seconds"]
-        total, used, size = self._total(), None, None
+        total, used, size, full = self._total(), None, None, None
         done = int(message["bytes_done"])
         rate = self._rate.after(phase, done)
         if phase == "copy" and message.get("cow_used_sectors") is not None:
             used = to_bytes(Sectors(message["cow_used_sectors"]))
             size = to_bytes(Sectors(message["cow_total_sectors"]))
-            self._fill.add(self._clock(), used)
+            self._forecast.add(self._clock(), used=used, done=Bytes(done))
+            full = self._forecast.outlook(total=size, size=Bytes(total)).full
         event = events.Progress(
             job=self._spec.name,
             phase=phase,
@@ -394,7 +399,7 @@ class CopyJob:
             exceptions=int(message.get("exceptions", 0)),
             cow_used_bytes=used,
             cow_total_bytes=size,
-            cow_full_seconds=self._fill.seconds_until_full(size) if size is not None else None,
+            cow_full_seconds=full.likely if full is not None else None,
         )
         if self._clock() - self._noted > _NOTE_SECONDS:
             self._noted = self._clock()
