@@ -18,7 +18,7 @@ from dmcopy.core.forecast import Forecast
 from dmcopy.units import Bytes, to_bytes, to_sectors
 
 FOLDER: Final = Path(__file__).parents[1] / "tests" / "data" / "forecast"
-_SHARES: Final = (0.5, 0.8)  # of the copy: when a COW device that is asked about is full
+_SHARES: Final = (0.7, 0.9)  # of the copy: when a COW device that is asked about is full
 
 
 class Point(NamedTuple):
