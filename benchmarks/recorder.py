@@ -73,7 +73,7 @@ LOADS: Final = (
         name="growing",
         about="from 5 writes a second to 120 in steps of 4 s; the COW device overflows",
         phases=tuple(Phase(4, min(5 + 8 * step, 120)) for step in range(100)),
-        cow_mib=150,
+        cow_mib=110,
     ),
     Load(
         name="step",
