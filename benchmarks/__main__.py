@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import figures, plot
+from benchmarks import figures, forecast, plot, recorder
 from benchmarks.methods import METHODS
 from benchmarks.samples import Run
 from lab.guest import CHECKOUT, LabError, parse_size
@@ -93,6 +93,13 @@ def _options() -> argparse.ArgumentParser:
     verb.add_argument("--only", action="append", default=[], choices=[one.name for one in METHODS])
     verb.add_argument("--out", type=Path, default=CHECKOUT / "docs", metavar="DIR")
     verb.add_argument("--timeout", type=float, default=3600.0, metavar="SECONDS")
+    verb = verbs.add_parser("forecast", help="how wrong the forecast is on recorded copies")
+    verb.add_argument("--record", action="store_true", help="record them again, in a guest")
+    verb.add_argument(
+        "--only", action="append", default=[], choices=[one.name for one in recorder.LOADS],
+        help="with --record: this one",
+    )  # fmt: skip
+    verb.add_argument("--out", type=Path, default=forecast.REPORT, metavar="FILE")
     verb = verbs.add_parser("show", help="table and plot again, from the JSON file of a run")
     verb.add_argument("file", type=Path)
     return parser
@@ -106,6 +113,8 @@ def main(argv: Sequence[str]) -> int:
         show(run, options.file)
         return 0
     try:
+        if options.verb == "forecast":
+            return forecast.main(out=options.out, again=options.record, only=options.only)
         return measure(options)
     except LabError as exc:
         print(f"benchmarks: {exc}", file=sys.stderr)

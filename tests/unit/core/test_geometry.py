@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmcopy.core import geometry
-from dmcopy.core.forecast import FillForecast
 from dmcopy.errors import UsageError
 from dmcopy.units import Bytes, Sectors, to_bytes
 
@@ -56,27 +55,3 @@ def test_never_overflow_holds_what_a_kernel_would_write(length: int, chunk: Sect
 def test_capacity_that_was_measured() -> None:
     # KERNEL.md 1: 1 MiB of COW with 4 KiB chunks takes 254 exceptions
     assert geometry.never_overflow(Sectors(254 * 8), Sectors(8)) <= 1 * 2048 + 8
-
-
-def test_forecast_follows_the_rate() -> None:
-    forecast = FillForecast(window=10)
-    assert forecast.seconds_until_full(Bytes(1000)) is None
-    for second in range(20):
-        forecast.add(float(second), Bytes(10 * second))
-    assert forecast.seconds_until_full(Bytes(290)) == pytest.approx(10.0)
-
-
-def test_forecast_of_what_does_not_fill_is_none_and_of_what_is_full_now() -> None:
-    forecast = FillForecast()
-    forecast.add(0.0, Bytes(5))
-    forecast.add(5.0, Bytes(5))
-    assert forecast.seconds_until_full(Bytes(10)) is None
-    assert forecast.seconds_until_full(Bytes(5)) == 0.0
-
-
-def test_forecast_forgets_old_bursts() -> None:
-    forecast = FillForecast(window=10)
-    forecast.add(0.0, Bytes(0))
-    for second in range(1, 100):
-        forecast.add(float(second), Bytes(1_000_000))
-    assert forecast.seconds_until_full(Bytes(2_000_000)) is None
