@@ -81,7 +81,36 @@ class Progress(Event):
     exceptions: int
     cow_used_bytes: int | None
     cow_total_bytes: int | None
-    cow_full_seconds: float | None  # forecast: when the COW device would be full
+    cow_full_seconds: float | None  # forecast: when the COW device would be full, likely
+    # forecast; each low, likely and high, None where it is not known or never, high None: no end
+    cow_full: tuple[float | None, ...] | None = None  # seconds until the COW device is full
+    copy_done: tuple[float | None, ...] | None = None  # seconds until everything is copied
+    cow_needed: tuple[float | None, ...] | None = None  # bytes of it that are used then
+    first: str | None = None  # done | full | unsure | unknown: which comes first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown(Event):
+    """The COW device was made larger while the copy runs."""
+
+    event: ClassVar[str] = "grown"
+    cow_used_bytes: int
+    cow_total_bytes: int
+    cow_most_bytes: int  # where growth ends
+    seconds: float  # that it took
+
+
+@dataclass(frozen=True, kw_only=True)
+class Braked(Event):
+    """Writes to what is not copied yet are held for *milliseconds* each, from now on; 0: no more.
+
+    The COW device is nearly full and cannot grow (``--on-full hold``).
+    """
+
+    event: ClassVar[str] = "braked"
+    milliseconds: int
+    cow_used_bytes: int | None = None
+    cow_total_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +179,9 @@ Observer = Callable[[Event], None]
 
 _KINDS: Final[dict[str, Callable[..., Event]]] = {
     kind.event: kind
-    for kind in (Planned, Begun, Hold, Progress, Paused, Resumed, Warned, Verified, Ended)
+    for kind in (
+        Planned, Begun, Hold, Progress, Grown, Braked, Paused, Resumed, Warned, Verified, Ended
+    )
 }
 
 

@@ -123,3 +123,25 @@ class CopyRequest:
             rate=Bytes(rate) if rate else None,
             cap=message.get("cap_path"),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesRequest:
+    """What ``tables`` says: the only tables that may be live from now on.
+
+    *layers* are what lies between origin and source: dm uuid, and its tables.
+    """
+
+    origin: tuple[bytes, ...]
+    layers: tuple[tuple[str, tuple[bytes, ...]], ...]
+
+    @classmethod
+    def parse(cls, message: Message) -> TablesRequest:
+        """Take a request apart; raises KeyError for a missing word."""
+        return cls(
+            origin=tuple(table.encode() for table in message["origin"]),
+            layers=tuple(
+                (uuid, tuple(table.encode() for table in tables))
+                for uuid, tables in message["layers"].items()
+            ),
+        )

@@ -1,7 +1,8 @@
 """The worker's service: one job from ``open`` to ``complete``.
 
 Requests: ``open``, ``copy``, perhaps ``verify``, then ``complete``.  While it copies:
-``rate``, ``pause`` and ``first`` (what to copy before all else), served at once.
+``rate``, ``pause``, ``first`` (what to copy before all else), ``batch`` (how large one is) and
+``tables`` (what the origin may have from now on; answered), served at once.
 
 After each batch it says ``durable`` and goes on when control answers ``journaled``; when it was
 asked to pause it says ``paused`` and waits for ``go``.  It ends early, with everything closed,
@@ -31,6 +32,7 @@ from dmcopy.engine.request import (
     CopyRequest,
     Message,
     OpenRequest,
+    TablesRequest,
     extents_of,
     rows_of,
     runs_of,
@@ -82,6 +84,7 @@ class Reading(NamedTuple):
     reader: SegmentReader
     view: ExceptionView
     validator: Validator
+    allow: Callable[[TablesRequest], None] = lambda _: None
 
 
 class Workshop(Protocol):
@@ -122,7 +125,17 @@ class Service:
         self._failed_at: Extent | None = None
         self._remaining: Remaining | None = None
         self._throttle: Throttle | None = None
-        channel.serve({"rate": self._set_rate, "pause": self._pause, "first": self._prefer})
+        self._reading: Reading | None = None
+        self._most = Sectors(0)  # of a batch
+        self._batch_seconds = _BATCH_SECONDS
+        served = {
+            "rate": self._set_rate,
+            "pause": self._pause,
+            "first": self._prefer,
+            "batch": self._set_batch,
+            "tables": self._allow,
+        }
+        channel.serve(served)
 
     def run(self) -> int:
         """Serve until the job is complete or has failed; give the exit status.
@@ -177,7 +190,7 @@ class Service:
         copied = Runs(lambda: self._workshop.digest(request.digest))
         session.keep()
         with self._workshop.throttle(wanted) as throttle, self._workshop.read(wanted) as reading:
-            self._throttle = throttle
+            self._throttle, self._reading, self._most = throttle, reading, wanted.batch
             copier = Copier(
                 reading.reader,
                 session,
@@ -190,7 +203,7 @@ class Service:
             )
             while remaining:
                 try:
-                    counts = copier.copy(self._batch(remaining, wanted.batch))
+                    counts = copier.copy(self._batch(remaining))
                 finally:
                     self._failed_at = copier.failed_at
                 runs = rows_of(copied.changed())
@@ -215,11 +228,21 @@ class Service:
         if self._remaining is not None:
             self._remaining.prefer(extents_of(message["extents"]))
 
-    def _batch(self, remaining: Remaining, most: Sectors) -> Iterator[Extent]:
+    def _set_batch(self, message: Message) -> None:
+        self._most = Sectors(message["batch_sectors"])
+        self._batch_seconds = float(message["seconds"])
+
+    def _allow(self, message: Message) -> None:
+        """Take other tables of the origin for ours; control waits for the answer."""
+        if self._reading is not None:
+            self._reading.allow(TablesRequest.parse(message))
+        self._channel.send("tables")
+
+    def _batch(self, remaining: Remaining) -> Iterator[Extent]:
         """Give segments until a batch is full, some seconds are over, or a pause is wanted."""
-        due = Interval(_BATCH_SECONDS, self._clock)
+        due = Interval(self._batch_seconds, self._clock)
         taken = 0
-        while taken < most and not self._pausing and (at := remaining.take()) is not None:
+        while taken < self._most and not self._pausing and (at := remaining.take()) is not None:
             yield at
             taken += at.length
             if due.due():

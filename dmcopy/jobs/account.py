@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
 from dmcopy.core import events
-from dmcopy.core.forecast import FillForecast
+from dmcopy.core.forecast import Band, Forecast, Outlook
 from dmcopy.jobs.link import Message
 from dmcopy.jobs.prepare import Prepared
 from dmcopy.units import Bytes, Sectors, to_bytes
@@ -30,7 +31,9 @@ class Account:
         self._before = dict(earlier.counts) if earlier is not None else {}
         self._counts: dict[str, Any] = {}  # the worker's latest; Any: JSON
         self._rate = _Rate(clock)
-        self._fill = FillForecast()
+        self._forecast = Forecast()  # where nobody watches a COW device
+        self._outlook: Outlook | None = None
+        self._cow: tuple[Bytes, Bytes] | None = None
         self.begin_time = earlier.begun.begin_time if earlier is not None else None
         self.holds = list(earlier.begun.hold_seconds) if earlier is not None else []
         self.copy_seconds: float | None = None
@@ -58,22 +61,24 @@ class Account:
     @property
     def cow(self) -> tuple[Bytes, Bytes] | None:
         """How much of the COW device was in use when last looked at, and its size."""
-        used, size = (self._counts.get(f"cow_{what}_sectors") for what in ("used", "total"))
-        if used is None or size is None:
-            return None
-        return to_bytes(Sectors(used)), to_bytes(Sectors(size))
+        return self._cow
+
+    def watched(self, cow: tuple[Bytes, Bytes] | None, outlook: Outlook | None) -> None:
+        """Take what is known of the COW device, and what is to be expected of it."""
+        self._cow = cow if cow is not None else self._cow
+        self._outlook = outlook
 
     def progress(self, message: Message) -> events.Progress:
         """Take the worker's counts; give the event."""
         phase = str(message.get("phase", "copy"))
         done = int(message["bytes_done"])
-        used = size = None
         if phase == "copy":
             self._counts = dict(message)
             done += self._earlier
-            if self.cow is not None:
-                used, size = self.cow
-                self._fill.add(self._clock(), used)
+            self._look_ahead(Bytes(done))
+        copying = phase == "copy"
+        used, size = (copying and self._cow) or (None, None)
+        outlook = self._outlook if copying else None
         total = self.total
         rate = self._rate.after(phase, done)
         return events.Progress(
@@ -88,8 +93,20 @@ class Account:
             exceptions=int(self._counts.get("exceptions", 0)),
             cow_used_bytes=used,
             cow_total_bytes=size,
-            cow_full_seconds=self._fill.seconds_until_full(size) if size is not None else None,
+            cow_full_seconds=outlook.full.likely if outlook and outlook.full else None,
+            cow_full=_finite(outlook.full) if outlook else None,
+            copy_done=_finite(outlook.done) if outlook else None,
+            cow_needed=_finite(outlook.needed) if outlook else None,
+            first=outlook.first if outlook else None,
         )
+
+    def _look_ahead(self, done: Bytes) -> None:
+        used, size = (self._counts.get(f"cow_{what}_sectors") for what in ("used", "total"))
+        if used is not None and size is not None:
+            self._cow = to_bytes(Sectors(used)), to_bytes(Sectors(size))
+        else:
+            self._forecast.add(self._clock(), used=None, done=done)
+            self._outlook = self._forecast.outlook(total=None, size=self.total)
 
     def ended(
         self,
@@ -124,6 +141,13 @@ class Account:
             copy_seconds=self.copy_seconds,
             left=left,
         )
+
+
+def _finite(band: Band | None) -> tuple[float | None, ...] | None:
+    """Write a band for JSON, which has no infinity."""
+    if band is None or math.isinf(band.low):
+        return None
+    return tuple(None if math.isinf(value) else value for value in band)
 
 
 class _Rate:

@@ -1,0 +1,262 @@
+"""Watches how the COW device fills while a job runs, and does what can be done about it.
+
+Looks at the snapshot's status ten times a second, whatever the worker waits for.  First the
+COW device grows, while there is room; then, with ``--on-full hold``, writers are braked.  With
+``--on-full fail`` the kernel lets the snapshot go when it is full, never a write.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from dmcopy.core import events
+from dmcopy.core.extent import Extent
+from dmcopy.core.forecast import First, Forecast, Outlook
+from dmcopy.core.targets.snapshot import SnapshotStatus
+from dmcopy.errors import CowCannotGrow, DmcopyError, DmFailed
+from dmcopy.kernel.dm import Dm
+from dmcopy.units import MIB, Bytes, Sectors, format_size, sectors_down, to_bytes
+
+LOOK_SECONDS: Final = 0.1
+_AHEAD_SECONDS: Final = 20.0  # of writes that must always fit: growing takes its time
+_GROW_SHARE: Final = 4  # so much of the COW device, a quarter, is to be free
+_RETRY_SECONDS: Final = 5.0  # after there was no room to grow: others may make some
+_GENTLE_SHARE: Final = 3  # less than a third is free: writers are slowed
+_HARD_SHARE: Final = 6  # less than a sixth: they are held
+_GENTLE_MS: Final = 50
+_BATCH: Final = Bytes(16 * MIB)  # while the brake is on: what is copied is retired soon
+_BATCH_SECONDS: Final = 0.5
+_WARN_SECONDS: Final = 60.0
+
+
+class Grower(Protocol):
+    """Makes the COW device larger; a stack.grow.Grower is one."""
+
+    @property
+    def size(self) -> Bytes:
+        """What it has now."""
+
+    def can_grow_to(self) -> Bytes:
+        """Give the limit that was planned."""
+
+    def step(self) -> Bytes:
+        """Give the size after one step of the usual length."""
+
+    def grow(self, to: Bytes) -> Bytes:
+        """Make it at least *to* large; gives the new size; raises `CowCannotGrow`."""
+
+
+class Held(Protocol):
+    """What a brake holds."""
+
+    @property
+    def writes(self) -> int:
+        """How many writes wait."""
+
+    @property
+    def extents(self) -> Sequence[Extent]:
+        """Where they are."""
+
+
+class Brake(Protocol):
+    """Holds writes to what is not copied; a stack.brake.Brake is one."""
+
+    milliseconds: int
+
+    @property
+    def is_on(self) -> bool:
+        """Tell whether writes are held."""
+
+    def on(self, milliseconds: int, retired: Sequence[Extent] = ()) -> None:
+        """Hold writes, or change for how long."""
+
+    def advance(self, retired: Sequence[Extent], *, room: Sectors = ...) -> bool:
+        """Let writes to *retired* pass without being saved."""
+
+    def held(self) -> Held:
+        """Ask what is held."""
+
+    def off(self) -> None:
+        """Hold nothing any more."""
+
+
+class Steer(NamedTuple):
+    """What the watch needs of the job: what is retired, and ways to the copier and the user."""
+
+    retire: Callable[[], Sequence[Extent]]  # put on record that all that is durable is retired
+    first: Callable[[Sequence[Extent]], None]  # have this copied before all else
+    batches: Callable[[Bytes, float], None]  # how large they are, and how many seconds
+    tell: Callable[[events.Event], None]
+    warn: Callable[[str], None]
+
+
+class CowWatch:
+    """The watch over one job's COW device; `tick` often, `end` in every case."""
+
+    def __init__(
+        self,
+        dm: Dm,
+        job: str,
+        snapshot: str,
+        forecast: Forecast,
+        steer: Steer,
+        *,
+        size: Bytes,
+        grower: Grower | None,
+        brake: Callable[[], Brake] | None,
+        hold_limit: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """*snapshot* is the dm name, *size* of what is copied; None: it cannot, or may not."""
+        self._dm = dm
+        self._job = job
+        self._snapshot = snapshot
+        self._forecast = forecast
+        self._steer = steer
+        self._size = size
+        self._grower = grower
+        self._make_brake = brake
+        self._brake: Brake | None = None
+        self._hold_limit = hold_limit
+        self._clock = clock
+        self._looked = 0.0
+        self._refused = -_RETRY_SECONDS  # when there was no room to grow
+        self._refusals: set[str] = set()
+        self._warned = False
+        self._first: tuple[Extent, ...] = ()
+        self.cow: tuple[Bytes, Bytes] | None = None  # used and in all, when last looked at
+        self.outlook: Outlook | None = None
+
+    def tick(self, done: Bytes) -> None:
+        """Look, unless that was done a moment ago; *done* bytes are copied."""
+        now = self._clock()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        status = self._status()
+        if status is None or not status.is_valid:
+            return  # the worker notices, and says why
+        used, total = to_bytes(status.used), to_bytes(status.total)
+        self.cow = used, total
+        self._forecast.add(now, used=used, done=done)
+        self.outlook = outlook = self._forecast.outlook(total=total, size=self._size)
+        if outlook.full is None and outlook.first is not First.UNKNOWN:
+            return  # all that can be written fits
+        if not self._grow_if_needed(used, total, outlook):
+            self._brake_if_needed(used, total, outlook)
+            self._warn_if_needed(outlook)
+
+    def _status(self) -> SnapshotStatus | None:
+        try:
+            (said,) = self._dm.status(self._snapshot, flush=False)
+        except (DmFailed, ValueError):
+            return None
+        return SnapshotStatus.parse(said.text)
+
+    # growth
+
+    def _grow_if_needed(self, used: Bytes, total: Bytes, outlook: Outlook) -> bool:
+        """Grow; tell whether nothing more need be done."""
+        grower = self._grower
+        soon = outlook.fill_rate * _AHEAD_SECONDS
+        if total - used > max(total / _GROW_SHARE, soon):
+            return True
+        if outlook.first is First.DONE and total - used > total / (2 * _GROW_SHARE):
+            return True
+        if grower is None or grower.can_grow_to() <= total:
+            return False
+        if self._clock() - self._refused < _RETRY_SECONDS:
+            return False
+        wanted = max(grower.step(), Bytes(int(total + 2 * soon)))
+        started = self._clock()
+        try:
+            size = grower.grow(min(wanted, grower.can_grow_to()))
+        except (CowCannotGrow, DmcopyError, OSError) as exc:
+            self._refused = self._clock()
+            if str(exc) not in self._refusals:
+                self._refusals.add(str(exc))
+                self._steer.warn(str(exc))
+            return False
+        self._steer.tell(
+            events.Grown(
+                job=self._job,
+                cow_used_bytes=used,
+                cow_total_bytes=size,
+                cow_most_bytes=grower.can_grow_to(),
+                seconds=self._clock() - started,
+            )
+        )
+        return True
+
+    # the brake
+
+    def _brake_if_needed(self, used: Bytes, total: Bytes, outlook: Outlook) -> None:
+        if self._make_brake is None:
+            return
+        free = total - used
+        level = 0
+        if free < total / _GENTLE_SHARE and outlook.first is not First.DONE:
+            level = min(_GENTLE_MS, self._hardest)
+        if free < max(total / _HARD_SHARE, outlook.fill_rate * self._hold_limit):
+            level = self._hardest
+        if self._brake is not None and level <= self._brake.milliseconds:
+            self._look_who_waits()
+            return
+        if level:
+            self._put_on(level, used, total)
+
+    @property
+    def _hardest(self) -> int:
+        return int(self._hold_limit * 1000)
+
+    def _put_on(self, milliseconds: int, used: Bytes, total: Bytes) -> None:
+        assert self._make_brake is not None
+        if self._brake is None:
+            self._steer.batches(_BATCH, _BATCH_SECONDS)
+            self._brake = self._make_brake()
+        self._brake.on(milliseconds, self._steer.retire())
+        self._steer.tell(
+            events.Braked(
+                job=self._job,
+                milliseconds=milliseconds,
+                cow_used_bytes=used,
+                cow_total_bytes=total,
+            )
+        )
+
+    def _look_who_waits(self) -> None:
+        """Have that copied first for which somebody waits."""
+        assert self._brake is not None
+        held = tuple(self._brake.held().extents)
+        if held != self._first:
+            self._first = held
+            self._steer.first(held)
+
+    def durable(self) -> None:
+        """Something more is durable at the destination, and on record."""
+        if self._brake is not None and self._brake.is_on and self.cow is not None:
+            used, total = self.cow
+            spare = Bytes(max(total - used - total // _HARD_SHARE, 0))
+            self._brake.advance(self._steer.retire(), room=sectors_down(spare))
+
+    def _warn_if_needed(self, outlook: Outlook) -> None:
+        if self._warned or outlook.full is None or outlook.first is not First.FULL:
+            return
+        if outlook.full.likely < _WARN_SECONDS:
+            self._warned = True
+            assert self.cow is not None
+            share = f"{self.cow[0] / self.cow[1]:.0%} of {format_size(self.cow[1])}"
+            then = "writers are slowed" if self._make_brake else "the point in time is lost then"
+            self._steer.warn(
+                f"the COW device ({share} used) will be full in about {outlook.full.likely:.0f} s, "
+                f"before the copy is done; {then}"
+            )
+
+    def end(self) -> None:
+        """Let go of every write; raises what `Brake.off` raises."""
+        if self._brake is not None:
+            brake, self._brake = self._brake, None
+            brake.off()
+            self._steer.tell(events.Braked(job=self._job, milliseconds=0))
