@@ -139,6 +139,21 @@ def test_change_ends_a_wait_that_is_going_on_at_once(rate: int | None) -> None:
     assert ended[0] - changed < 0.05
 
 
+def test_wait_after_a_change_is_not_busy() -> None:
+    end = time.monotonic() + 0.3
+    looks: list[float] = []
+
+    def clock() -> float:
+        looks.append(time.monotonic())
+        return looks[-1]
+
+    pacer = Throttle(Bytes(1), clock=clock, stop=lambda: time.monotonic() > end)
+    pacer.wait(SEGMENT)
+    pacer.rate = Bytes(2)
+    pacer.wait(SEGMENT)
+    assert len(looks) < 15
+
+
 def test_job_under_the_hosts_cap_keeps_its_own_rate_too(tmp_path: Path) -> None:
     clock = Clock()
     cap = HostCap.open(tmp_path / "cap")
