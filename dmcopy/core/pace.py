@@ -108,7 +108,7 @@ class AutoPace:
             return
         good = max(self._baseline * _FACTOR, self._baseline + _MARGIN_MS)
         if latency > good:
-            if self._strikes < _STRIKES and self._rate > self._floor:
+            if self._strikes < _STRIKES:
                 self._slower(good / latency)
             else:  # perhaps it is not us: the load became slower by itself
                 self._begin_probe()

@@ -124,12 +124,11 @@ class _Line(NamedTuple):
         That is a *since* in the future (the file is from a former boot) or anything that is
         larger than all workers of a host can make it.
         """
-        rate = self.rate if self.rate <= LARGEST_RATE else 0
         tail = self.tail if self.tail < _FARTHEST else 0
-        if not rate or tail != self.tail or self.since > now or tail - self.head > _LONGEST:
-            return _Line(rate, tail, now, tail)
-        head = self.head + rate * (now - self.since) // _NS
-        return _Line(rate, min(head, tail + rate // _CREDIT), now, tail)
+        if not self.rate or tail != self.tail or self.since > now or tail - self.head > _LONGEST:
+            return _Line(self.rate, tail, now, tail)
+        head = self.head + self.rate * (now - self.since) // _NS
+        return _Line(self.rate, min(head, tail + self.rate // _CREDIT), now, tail)
 
     def seconds_to(self, turn: int) -> float:
         """Give the time until *turn* comes; 0 also for one that is no longer in the line."""

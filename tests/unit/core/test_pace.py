@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmcopy.core.pace import FLOOR, AutoPace
@@ -157,6 +157,44 @@ def test_baseline_is_probed_again_for_two_seconds_a_minute_only() -> None:
     assert all(rate == CAPACITY for rate in run.rates[20:] if rate != FLOOR)
 
 
+def test_baseline_that_cannot_matter_is_not_probed_again() -> None:
+    run = Run(lambda rate, load: 1.5)
+    run.go(LIGHT, 200)
+    assert min(run.rates[20:]) == CAPACITY
+
+
+def test_first_step_after_a_step_back_is_a_small_one() -> None:
+    waits = [1.0]
+    run = Run(lambda rate, load: waits[0])
+    run.go(LIGHT, 20)
+    waits[0] = 6.0
+    run.go(LIGHT, 1)
+    waits[0] = 1.0
+    run.go(LIGHT, 20)
+    assert run.rates[21] < 0.6 * CAPACITY
+    assert run.rates[21] < run.rates[22] <= 1.06 * run.rates[21]
+    assert run.rates[-1] == CAPACITY
+
+
+def test_steps_back_that_helped_raise_no_doubt() -> None:
+    waits = [1.0]
+    run = Run(lambda rate, load: waits[0])
+    for number in range(100):
+        waits[0] = 3.5 if number % 5 == 4 else 1.0
+        run.go(LIGHT, 1)
+    assert min(run.rates) == 8 * MIB, "the first pace; no probe"
+
+
+def test_window_in_which_no_segment_was_finished_is_no_sign_of_slowness() -> None:
+    waits = [1.0]
+    run = Run(lambda rate, load: waits[0], able=32 * MIB, segment=64 * MIB)
+    run.go(LIGHT, 40)
+    assert sorted(run.moved[-2:]) == [0, 64 * MIB]
+    waits[0] = 3.5
+    run.go(LIGHT, 2)
+    assert run.pace.rate > 20 * MIB
+
+
 def test_writes_that_come_when_we_are_fast_are_measured_at_a_slow_pace_first() -> None:
     run = Run()
     run.go(IDLE, 10)
@@ -220,6 +258,7 @@ WINDOW = st.tuples(
 )
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(WINDOW, max_size=60), st.sampled_from([FLOOR, Bytes(64 * MIB)]))
 def test_whatever_happens_never_below_the_floor_and_never_stuck_there(
     windows: list[tuple[float, int, int, int]], floor: Bytes

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmcopy.engine.throttle import HostCap, Throttle
@@ -59,6 +59,7 @@ def test_no_limit_waits_for_nothing_and_looks_at_no_clock() -> None:
     assert clock.pauses == []
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.integers(64 * KIB, 4096 * MIB), st.floats(0, 0.05), st.integers(4 * KIB, 8 * MIB))
 def test_average_is_the_rate_whatever_the_pieces_and_however_late_the_pauses(
     rate: int, late: float, size: int
@@ -137,6 +138,21 @@ def test_change_ends_a_wait_that_is_going_on_at_once(rate: int | None) -> None:
     pacer.rate = None if rate is None else Bytes(rate)
     reader.join(2)
     assert ended[0] - changed < 0.05
+
+
+def test_wait_after_a_change_is_not_busy() -> None:
+    end = time.monotonic() + 0.3
+    looks: list[float] = []
+
+    def clock() -> float:
+        looks.append(time.monotonic())
+        return looks[-1]
+
+    pacer = Throttle(Bytes(1), clock=clock, stop=lambda: time.monotonic() > end)
+    pacer.wait(SEGMENT)
+    pacer.rate = Bytes(2)
+    pacer.wait(SEGMENT)
+    assert len(looks) < 15
 
 
 def test_job_under_the_hosts_cap_keeps_its_own_rate_too(tmp_path: Path) -> None:
