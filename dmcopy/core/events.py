@@ -180,7 +180,17 @@ Observer = Callable[[Event], None]
 _KINDS: Final[dict[str, Callable[..., Event]]] = {
     kind.event: kind
     for kind in (
-        Planned, Begun, Hold, Progress, Grown, Braked, Paused, Resumed, Warned, Verified, Ended
+        Planned,
+        Begun,
+        Hold,
+        Progress,
+        Grown,
+        Braked,
+        Paused,
+        Resumed,
+        Warned,
+        Verified,
+        Ended,
     )
 }
 

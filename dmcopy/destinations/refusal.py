@@ -14,14 +14,13 @@ from typing import Final
 
 from dmcopy.destinations.base import Surroundings
 from dmcopy.errors import Refused
+from dmcopy.kernel.identity import difference
 from dmcopy.kernel.signature import signatures
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.units import Sectors, format_size, to_bytes
 
 _LASTING_SECONDS: Final = 1.0  # mdadm, started by udev, opens an array for writing, for a moment
 OTHER_DEVICE: Final = "name another destination"
-# of these, one that both know settles it; a devno may change from one boot to the next
-_STRONG: Final = ("wwn", "serial", "partuuid", "dm_uuid", "md_uuid", "backing_file")
 
 
 def refuse_use(path: str, devno: str, around: Surroundings) -> None:
@@ -122,14 +121,13 @@ def refuse_other(path: str, devno: str, around: Surroundings) -> None:
     if around.identity is None:
         return
     old, new = around.identity, around.sysfs.identity(devno)
-    both: list[str] = [key for key in _STRONG if key in old and key in new]
-    for key in (*(both or ["devno"]), "size_bytes"):
-        if key in old and old[key] != new[key]:
-            raise Refused(
-                f"{path} is not the device it was when the job began: "
-                f"{key} is {new[key]}, was {old[key]}",
-                way_out="bring the old device back, or begin a new job",
-            )
+    key = difference(old, new)
+    if key is not None:
+        raise Refused(
+            f"{path} is not the device it was when the job began: "
+            f"{key} is {new[key]}, was {old[key]}",
+            way_out="bring the old device back, or begin a new job",
+        )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dmcopy.core import events
@@ -21,13 +22,17 @@ from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal, Record
 from dmcopy.jobs.prepare import Earlier, Prepared, spare_devices
 from dmcopy.jobs.spec import CopySpec
-from dmcopy.jobs.standing import Json, Standing, cow_reading
+from dmcopy.jobs.standing import Json, SplicedNow, Standing, cow_reading
 from dmcopy.jobs.state import State, is_final
+from dmcopy.kernel import identity
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.adopt import Adopted, adopt
-from dmcopy.stack.begin import Claim
+from dmcopy.stack.begin import Claim, Spliced
+from dmcopy.stack.cow import CowFileOnHost, CowLv, CowPlan, cow_from_json
 from dmcopy.stack.discover import Provider, Source
+from dmcopy.stack.evidence import refuse_written
 from dmcopy.stack.hold import Instant
+from dmcopy.stack.reassemble import reassembled
 from dmcopy.stack.recover import Remains, find_remains, remove_files, take_apart
 from dmcopy.units import Bytes, Sectors, to_sectors
 
@@ -92,6 +97,40 @@ class Taken(Standing):
     def _remains(self) -> Remains:
         assert self._host.dm is not None
         return find_remains(self._host.dm, self._host.sysfs).get(self._job, Remains(self._job))
+
+
+class Reassembled(Standing):
+    """A snapshot that is put together again around its store, after the machine went down."""
+
+    def __init__(
+        self, spliced: Spliced, source: Source, chunk: Sectors, host: Host, files: Sequence[str]
+    ) -> None:
+        """*files* are those of the COW device, which go at the end."""
+        self._inner = SplicedNow(spliced, source, chunk, host.sysfs)
+        self._source = source
+        self._sysfs = host.sysfs
+        self._files = tuple(files)
+
+    def lines(self) -> tuple[str, ...]:
+        return self._inner.lines()
+
+    def check(self) -> None:
+        refuse_written(self._source.devno, self._source.path, self._sysfs)
+
+    def begin(self, record: Callable[[str], None]) -> Instant | None:
+        self._inner.begin(record)
+        self.snapshot = self._inner.snapshot
+        return None
+
+    def reading(self) -> Json:
+        return self._inner.reading()
+
+    def end(self) -> float | None:
+        held = self._inner.end()
+        _, kept = remove_files(self._files)
+        if kept:
+            raise LeftBehind(kept)
+        return held
 
 
 class ClaimedAgain(Standing):
@@ -194,20 +233,22 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
     begun = events.from_json(record.begun)
     assert isinstance(begun, events.Begun)
     spec = CopySpec.from_json(record.spec)
-    source = _source(record.facts, host.sysfs)
+    rebooted = record.facts["boot_id"] != host.sysfs.boot_id()
+    source = _source(record.facts, host, rebooted=rebooted)
     destination = parse_destination(spec.destination)
     copied = record.state in (State.COPIED, State.VERIFIED)
     if copied:
         standing: Standing = Over()
-    elif record.facts["boot_id"] != host.sysfs.boot_id():
-        raise PointInTimeLost("the machine was started again since the begin time")
+    elif rebooted:
+        files = [f for f in journal.leftovers(name) if f not in destination.leftovers()]
+        standing = _reassembled(record, source, spec, host, files)
     elif source.provider is Provider.SPLICE:
         files = [f for f in journal.leftovers(name) if f not in destination.leftovers()]
         standing = Taken(host, source, to_sectors(spec.chunk), name, files)
     else:
         standing = ClaimedAgain(source, host.sysfs, int(record.facts["idle_writes"]))
     mark = _mark(record.facts, destination, has_rows=bool(journal.done(name)))
-    identity = record.spec["identity"]
+    recorded = record.spec["identity"]
     destination.check(
         source.length,
         Surroundings(
@@ -216,7 +257,7 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
             source=source.devno,
             overwrite_signature=True,  # what is on it now is, in part, the copy
             spare=spare_devices(None),
-            identity=identity,
+            identity=recorded,
             resume=mark,
         ),
     )
@@ -224,7 +265,7 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
         spec=spec if not verify else spec.verifying(),
         source=source,
         destination=destination,
-        identity=identity,
+        identity=recorded,
         segment=Sectors(record.facts["segment_sectors"]),
         cow=None,
         standing=standing,
@@ -237,22 +278,93 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
     )
 
 
-def _source(facts: Mapping[str, Any], sysfs: Sysfs) -> Source:  # Any: JSON
-    """Make the source of what the journal has of it."""
+def _source(facts: Json, host: Host, *, rebooted: bool) -> Source:
+    """Make the source of what the journal has of it, in the numbers that devices have now."""
     known = facts["source"]
-    table = Table.parse(known["table"]) if known["table"] is not None else None
+    devno, table = known["devno"], known["table"]
+    if rebooted:
+        if known["dm_name"] is None:
+            raise PointInTimeLost(
+                f"{known['path']} was idle, so nobody saved what was written to it, and the machine "
+                "was started again: what happened to it before is not known"
+            )
+        table = _in_todays_numbers(table, known["below"], host.sysfs)
+        info = host.dm.info(known["dm_name"]) if host.dm is not None else None
+        if info is None:
+            raise Refused(
+                f"{known['path']} is not there since the machine was started",
+                way_out="make it as it was, and let nobody write to it before it is resumed: "
+                f"dmsetup create {known['dm_name']} --table '{table}'",
+            )
+        devno = info.devno
     return Source(
         path=known["path"],
-        devno=known["devno"],
-        node=sysfs.node(known["devno"]),
+        devno=devno,
+        node=host.sysfs.node(devno),
         length=Sectors(known["length_sectors"]),
         logical_block=Bytes(known["logical_block_bytes"]),
         provider=Provider(facts["provider"]),
         why="as it was when the job began",
         dm_name=known["dm_name"],
-        table=table,
+        table=Table.parse(table) if table is not None else None,
         mounts=(),
     )
+
+
+def _in_todays_numbers(table: str, below: Json, sysfs: Sysfs) -> str:
+    """Give *table* with the numbers that the devices *below*, by their identity, have now."""
+    numbers = {}
+    for devno, known in below.items():
+        now = identity.find(known, sysfs)
+        if now is None:
+            raise Refused(
+                f"the device {known['kname']} under the source is not there",
+                way_out="attach it, then resume again",
+            )
+        numbers[devno] = now
+    lines = (line.split(" ") for line in table.splitlines())
+    return "\n".join(" ".join(numbers.get(word, word) for word in line) for line in lines)
+
+
+def _reassembled(
+    record: Record, source: Source, spec: CopySpec, host: Host, files: Sequence[str]
+) -> Reassembled:
+    assert record.facts is not None
+    assert host.dm is not None
+    assert source.table is not None
+    assert source.dm_name is not None
+    chunk = to_sectors(spec.chunk)
+    spliced = reassembled(
+        host.dm,
+        host.sysfs,
+        job=record.name,
+        name=source.dm_name,
+        path=source.path,
+        original=source.table,
+        store=_store(cow_from_json(record.facts["cow"]), host.sysfs),
+        chunk=chunk,
+        known=int(record.progress["exceptions"]) if record.progress is not None else 0,
+        hold_limit=spec.hold_limit,
+    )
+    return Reassembled(spliced, source, chunk, host, files)
+
+
+def _store(cow: CowPlan, sysfs: Sysfs) -> Path | list[str]:
+    """Give where the exception store is: its file, or its devices in their order."""
+    if isinstance(cow, CowFileOnHost):
+        return cow.path
+    if isinstance(cow, CowLv):
+        return [_cow_devno(f"/dev/{cow.vg}/{cow.name}", sysfs)]
+    return [_cow_devno(device.path, sysfs) for device in cow.devices]
+
+
+def _cow_devno(path: str, sysfs: Sysfs) -> str:
+    try:
+        return sysfs.devno_of(path)
+    except OSError as exc:
+        raise Refused(
+            f"COW device {path}: {exc.strerror}", way_out="attach it, then resume again"
+        ) from exc
 
 
 def _mark(

@@ -33,6 +33,7 @@ from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.link import Message, WorkerLink
 from dmcopy.jobs.lock import JobLock
+from dmcopy.jobs.pacing import Pacing
 from dmcopy.jobs.prepare import Prepared, spare_devices
 from dmcopy.jobs.recorder import Recorder
 from dmcopy.jobs.state import State
@@ -75,6 +76,7 @@ class CopyJob:
         self._complete = False
         self._pausing: list[Asked] = []  # who is told when the copy is paused
         self._paused = False
+        self._pacing: Pacing | None = None
         self._facts: dict[str, Any] = {}  # Any: JSON
         self._record = Recorder(journal, self._spec.name, self._warn_only)
         done = sum(row.extent.size for row in journal.done(self._spec.name)) if self._begun else 0
@@ -129,6 +131,8 @@ class CopyJob:
                 self._has_begun(instant)
                 self._record.move(State.COPYING)
                 worker.send("copy", **standing.reading(), **self._what_is_left())
+                if self._spec.rate.auto:
+                    self._pacing = self._paced(worker)
                 self._follow(worker, "copied", desk)
                 # The image is durable at the destination: the application need not wait for more.
                 self._take_apart()
@@ -246,6 +250,8 @@ class CopyJob:
             if desk is not None:
                 for asked in desk.asked():
                     self._serve(asked, worker)
+            if self._pacing is not None and not self._paused:
+                self._pacing.tick(self._account.done)
             if message is None:
                 continue
             match message["is"]:
@@ -300,6 +306,13 @@ class CopyJob:
         self._spec = self._spec.at_rate(rate)
         self._record.spec(self._recorded_spec())
         worker.send("rate", rate_bytes=rate.limit)
+        self._pacing = self._paced(worker) if rate.auto else None
+
+    def _paced(self, worker: WorkerLink) -> Pacing:
+        def set_rate(rate: Bytes) -> None:
+            worker.send("rate", rate_bytes=rate)
+
+        return Pacing(self._host.sysfs, self._prepared.source.devno, set_rate, clock=self._clock)
 
     def _recorded_spec(self) -> dict[str, Any]:  # Any: JSON
         return self._spec.as_json() | {"identity": dict(self._prepared.identity)}

@@ -1,0 +1,45 @@
+"""Whether a device is the one that it was: by what names it for ever, as far as that is known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from dmcopy.kernel.sysfs import Sysfs
+
+Identity = Mapping[str, str | int]  # Sysfs.identity
+
+# of these, one that both know settles it; a devno may change from one boot to the next
+_STRONG: Final = ("wwn", "serial", "partuuid", "dm_uuid", "md_uuid", "backing_file")
+
+
+def difference(old: Identity, new: Identity) -> str | None:
+    """Name what tells *new* from *old*, which was recorded; None when it is the same device."""
+    both: list[str] = [key for key in _STRONG if key in old and key in new]
+    for key in (*(both or ["devno"]), "size_bytes"):
+        if key in old and old[key] != new[key]:
+            return key
+    return None
+
+
+def find(old: Identity, sysfs: Sysfs) -> str | None:
+    """Give the devno of the device that was recorded as *old*; None when it is not there.
+
+    The device that has its number now is asked first: where nothing strong is known, it is
+    the only one that can be it.
+    """
+    for devno in _devices(str(old["devno"]), sysfs):
+        try:
+            if difference(old, sysfs.identity(devno)) is None:
+                return devno
+        except OSError:  # it has just gone
+            continue
+    return None
+
+
+def _devices(first: str, sysfs: Sysfs) -> Iterator[str]:
+    there = sorted(os.listdir(sysfs.root / "dev" / "block"))
+    if first in there:
+        yield first
+    yield from there
