@@ -278,15 +278,15 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
     )
 
 
-def _source(facts: Json, host: Host, *, rebooted: bool) -> Source:
+def _source(facts: Mapping[str, Any], host: Host, *, rebooted: bool) -> Source:
     """Make the source of what the journal has of it, in the numbers that devices have now."""
     known = facts["source"]
     devno, table = known["devno"], known["table"]
     if rebooted:
         if known["dm_name"] is None:
             raise PointInTimeLost(
-                f"{known['path']} was idle, so nobody saved what was written to it, and the machine "
-                "was started again: what happened to it before is not known"
+                f"{known['path']} was idle, so nothing that was written to it was saved, and "
+                "the machine was started again: what happened before that is not known"
             )
         table = _in_todays_numbers(table, known["below"], host.sysfs)
         info = host.dm.info(known["dm_name"]) if host.dm is not None else None

@@ -134,6 +134,7 @@ class CopyJob:
                 if self._spec.rate.auto:
                     self._pacing = self._paced(worker)
                 self._follow(worker, "copied", desk)
+                self._pacing = None
                 # The image is durable at the destination: the application need not wait for more.
                 self._take_apart()
                 self._record.move(State.COPIED)
