@@ -40,6 +40,8 @@ _OTHERS: Final[tuple[tuple[type, str], ...]] = (
     (WipeHead, "do"),
     (Journal, "define"),
     (Journal, "move"),
+    (Journal, "set_facts"),
+    (Journal, "commit"),
     (DeadMan, "__enter__"),
     (DeadMan, "arm"),
     (DeadMan, "disarm"),

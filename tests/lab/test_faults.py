@@ -266,12 +266,17 @@ def test_foreign_suspend_does_not_disturb_the_copy(at: Scene, origin: str, slow:
     at.assert_clean(origin, table)
 
 
-def test_killed_worker_in_mid_copy_is_status_1(at: Scene, origin: str, slow: str) -> None:
+def test_killed_worker_in_mid_copy_is_status_5_and_can_go_on(
+    at: Scene, origin: str, slow: str
+) -> None:
     table = sh("dmsetup", "table", origin)
     with at.load(origin):
         running = in_mid_copy(at, origin, slow)
         (pid,) = helpers()
         os.kill(pid, signal.SIGKILL)
-        said = failed(running.ended(), 1, "failed")
-        assert said == "dmcopy: the copy worker died (killed by SIGKILL)"
+        ran = running.ended()
+        ended = ran.event("ended")
+        assert (ran.status, ended["kind"], ended["state"]) == (5, "worker-died", "paused"), ran
+        assert ran.said.startswith("dmcopy: the copy worker died (killed by SIGKILL); go on: ")
+        assert at.fork("cancel", "fault").status == 0
         at.assert_clean(origin, table)

@@ -1,7 +1,8 @@
-"""Whatever is killed, and wherever: the origin takes writes at once, and rescue mends the rest.
+"""Whatever is killed, and wherever: the origin takes writes at once, the job goes on or is mended.
 
-The changes are not listed here: `killer` counts them, and each run dies one change later than
-the one before, until a run ends by itself.
+Before the begin time is on record, rescue puts everything back; after it, the job is kept and
+resumed.  The changes are not listed here: `killer` counts them, and each run dies one change
+later than the one before, until a run ends by itself.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from tests.lab.stage import sh
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 MIB = 8
-CHANGES = 35  # that a copy makes, at the least
+CHANGES = 38  # that a copy makes, at the least
+KEPT = 12  # of these, with a begin time on record
+JOB = ("--name", "job", "--json", "--segment", "1m")
 SHARDS = 3  # each its own test, so that a failure is soon found again
 UML = os.environ.get("LAB_GUEST") == "uml"
 
@@ -59,13 +62,21 @@ class Torture:
         assert timed_write(self.origin) < 1 + SLACK, self.note
         return ran, self.note.read_text() if self.note.exists() else ""
 
-    def rescue(self, where: str, *, again: bool = True) -> None:
+    def mend(self, where: str, *, again: bool = True) -> bool:
+        """Rescue, and go on with what is kept; tell whether it was."""
         ran = self.here.fork("rescue")
         assert ran.status == 0, f"{where}: {ran}"
+        kept = "go on: dmcopy resume torture" in ran.stdout
+        if kept:
+            assert timed_write(self.origin) < 1 + SLACK, where
+            ran = self.here.fork("resume", "torture", "--json", "--verify")
+            assert ran.status == 0, f"{where}: {ran}"
+            assert ran.event("ended")["verified"] is True
         self.here.assert_clean(self.origin, self.table)
         if again:
             ran = self.here.fork("rescue")
             assert (ran.status, ran.stdout) == (0, "nothing to rescue\n"), where
+        return kept
 
     def copy_again(self) -> None:
         """The same job, as if nothing had been, proved by a load that can be proved."""
@@ -116,14 +127,17 @@ shards = pytest.mark.parametrize("start", range(1, SHARDS + 1))
 
 
 @shards
-def test_killed_control_leaves_nothing_that_rescue_does_not_mend(at: Scene, start: int) -> None:
+def test_killed_control_is_mended_or_gone_on_with(at: Scene, start: int) -> None:
     torture = Torture(at, at.stage.disk(MIB))
+    kept: list[str] = []
 
     def after(ran: Ran, where: str) -> None:
         assert ran.status == -signal.SIGKILL, f"{where}: {ran}"
-        torture.rescue(where, again=start == 1)
+        if torture.mend(where, again=start == 1):
+            kept.append(where)
 
     assert every_step(torture, "control", after, start=start) >= CHANGES // SHARDS
+    assert len(kept) >= KEPT // SHARDS, kept
     if start == 1:
         torture.copy_again()
 
@@ -134,8 +148,8 @@ def test_killed_control_and_worker_leave_no_unfinished_image(at: Scene, start: i
 
     def after(ran: Ran, where: str) -> None:
         assert ran.status == -signal.SIGKILL, f"{where}: {ran}"
-        torture.rescue(where, again=start == 1)
-        (at.folder / "copy.img").unlink(missing_ok=True)  # it was complete already
+        torture.mend(where, again=start == 1)
+        (at.folder / "copy.img").unlink(missing_ok=True)  # it was complete
 
     assert every_step(torture, "both", after, start=start) >= CHANGES // SHARDS
     if start == 1:
@@ -143,7 +157,7 @@ def test_killed_control_and_worker_leave_no_unfinished_image(at: Scene, start: i
 
 
 @shards
-def test_killed_worker_is_noticed_and_everything_is_undone(at: Scene, start: int) -> None:
+def test_killed_worker_is_noticed_and_made_up_for(at: Scene, start: int) -> None:
     torture = Torture(at, f"image:{at.folder}/copy.img")
 
     def after(ran: Ran, where: str) -> None:
@@ -151,11 +165,13 @@ def test_killed_worker_is_noticed_and_everything_is_undone(at: Scene, start: int
         if ran.status == 0:  # there was no worker yet, or it had done everything
             assert image.exists()
         else:
-            assert ran.status == 1, f"{where}: {ran}"
-            assert ran.said == "dmcopy: the copy worker died (killed by SIGKILL)", where
+            assert ran.said.startswith("dmcopy: the copy worker died (killed by SIGKILL)"), where
             assert not image.exists()
+            state = ran.event("ended")["state"]
+            assert (ran.status, state in ("paused", "copied", "cancelled")) == (5, True), where
+            assert torture.mend(where, again=False) == (state != "cancelled"), where
+            assert image.exists() == (state != "cancelled"), where
         image.unlink(missing_ok=True)
-        # A worker has no chance to remove what it was writing; control does it, or rescue.
         at.assert_clean(torture.origin, torture.table)
         assert at.fork("rescue").stdout == "nothing to rescue\n", where
 
@@ -165,15 +181,23 @@ def test_killed_worker_is_noticed_and_everything_is_undone(at: Scene, start: int
 
 
 @pytest.mark.parametrize(("name", "again"), [("SIGINT", 0), ("SIGTERM", 2), ("SIGINT", 7)])
-def test_interrupted_anywhere_even_twice_leaves_nothing(at: Scene, name: str, again: int) -> None:
+def test_interrupted_anywhere_even_twice_can_go_on_or_left_nothing(
+    at: Scene, name: str, again: int
+) -> None:
     torture = Torture(at, f"image:{at.folder}/copy.img")
     image = at.folder / "copy.img"
 
     def after(ran: Ran, where: str) -> None:
         assert ran.status == 5 or (ran.status == 0 and image.exists()), f"{where}: {ran}"
         if ran.status == 5:
-            assert ran.said == f"dmcopy: interrupted by {name}", where
-            assert ran.event("ended")["state"] == "cancelled"
+            assert ran.said.startswith(f"dmcopy: interrupted by {name}"), where
+            state = ran.event("ended")["state"]
+            assert state in ("paused", "copied", "cancelled")
+            if state != "cancelled":
+                assert "go on: dmcopy resume torture" in ran.said
+                cancelled = at.fork("cancel", "torture")
+                assert cancelled.stdout.splitlines()[-1] == "torture: cancelled", cancelled
+            assert not image.exists()
         image.unlink(missing_ok=True)
         at.assert_clean(torture.origin, torture.table)
         assert at.fork("rescue").stdout == "nothing to rescue\n", where
@@ -197,7 +221,7 @@ def test_killed_around_begin_time(at: Scene, step: str) -> None:
     with at.load(torture.origin):
         ran, where = torture.kill(step, "control")
         assert (ran.status, bool(where)) == (-signal.SIGKILL, True)
-        torture.rescue(where)
+        assert not torture.mend(where), "its begin time was not on record"
 
 
 # while the copy runs
@@ -213,15 +237,20 @@ def test_ctrl_c_in_mid_copy_is_status_5(slowly: tuple[Scene, str, str]) -> None:
     at, origin, destination = slowly
     table = sh("dmsetup", "table", origin)
     with at.load(origin):
-        running = at.start("copy", origin, destination, "--json", "--segment", "1m")
+        running = at.start(
+            "copy", origin, destination, "--name", "job", "--json", "--segment", "1m"
+        )
         running.wait_for("begun")
         running.wait_for("progress")
         running.kill(signal.SIGINT)
         running.kill(signal.SIGINT)
         ran = running.ended()
         assert ran.status == 5, ran
-        assert ran.said == "dmcopy: interrupted by SIGINT"
+        assert ran.said == (
+            "dmcopy: interrupted by SIGINT; go on: dmcopy resume job; give it up: dmcopy cancel job"
+        )
         assert ran.event("ended")["exit_status"] == 5
+        assert at.run("cancel", "job").status == 0
         at.assert_clean(origin, table)
 
 
@@ -229,13 +258,16 @@ def test_killed_in_mid_copy_is_mended_by_rescue(slowly: tuple[Scene, str, str]) 
     at, origin, destination = slowly
     table = sh("dmsetup", "table", origin)
     with at.load(origin):
-        running = at.start("copy", origin, destination, "--json", "--segment", "1m")
+        running = at.start("copy", origin, destination, *JOB)
         running.wait_for("progress")
         running.kill()
         assert running.ended().status == -signal.SIGKILL
         assert timed_write(origin) < 1 + SLACK
         no_helpers()
-        assert at.run("rescue").status == 0
+        kept = at.run("rescue")
+        assert (kept.status, "job: was interrupted and is kept" in kept.stdout) == (0, True)
+        assert "snapshot-origin" in sh("dmsetup", "table", origin)
+        assert at.run("rescue", "job").status == 0
         at.assert_clean(origin, table)
 
 
@@ -271,15 +303,15 @@ def test_rescue_names_what_it_cannot_remove(
     monkeypatch.setattr(steps, "_BUSY_SECONDS", 0.3)  # 10 s each otherwise
     fd = os.open("/dev/mapper/dmcopy-stuck-snap", os.O_RDONLY)
     try:
-        ran = at.fork("rescue", prepare=lambda: Context(dm=DmIoctl(retry=0.1)))
+        ran = at.fork("rescue", "stuck", prepare=lambda: Context(dm=DmIoctl(retry=0.1)))
         assert ran.status == 6, ran
         assert "dmcopy-stuck-snap" in ran.said
-        assert ran.said.endswith("run: dmcopy rescue")
+        assert ran.said.endswith("run: dmcopy rescue stuck")
         assert sh("dmsetup", "table", origin) == table, "the origin comes first"
         assert timed_write(origin) < 1 + SLACK
     finally:
         os.close(fd)
-    assert at.fork("rescue").status == 0
+    assert at.fork("rescue", "stuck").status == 0
     at.assert_clean(origin, table)
     assert at.fork("rescue", "stuck").stdout == "nothing to rescue\n"
 
@@ -296,6 +328,6 @@ def test_rescue_keeps_the_file_under_a_cow_device_of_the_users(at: Scene) -> Non
         running.wait_for("progress")
         running.kill()
         running.ended()
-        assert at.fork("rescue").status == 0
+        assert at.fork("rescue", "mine").status == 0
     assert file.exists(), "rescue removed a file of the user's"
     assert cow in sh("losetup", "--noheadings", "--output", "NAME").split()
