@@ -13,7 +13,8 @@ from dmcopy.jobs.journal import Journal, Record
 from dmcopy.jobs.lock import JobLock, holder
 from dmcopy.jobs.runner import Host
 from dmcopy.jobs.state import State, is_final
-from dmcopy.stack.recover import Remains, find_remains, remove_files, take_apart
+from dmcopy.kernel.lvm import Lvm
+from dmcopy.stack.recover import Remains, find_remains, remove_files, remove_lvs, take_apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,9 @@ def rescue(view: JobView, host: Host) -> Rescued:
         remains = find_remains(host.dm, host.sysfs).get(view.job) if host.dm is not None else None
         if remains is not None and host.dm is not None:
             done, left = take_apart(host.dm, remains)
+        if _may_have_lv(view, remains):
+            removed, kept = remove_lvs(Lvm(host.run), view.job)
+            done, left = [*done, *removed], [*left, *kept]
         files = remains.cow_files() if remains is not None else set()
         if view.record is None:
             removed, kept = remove_files(sorted(files))
@@ -129,3 +133,9 @@ def rescue(view: JobView, host: Host) -> Rescued:
                     if not is_final(view.record.state):
                         journal.move(view.job, State.FAILED)
         return Rescued(job=view.job, done=(*done, *removed), left=(*left, *kept))
+
+
+def _may_have_lv(view: JobView, remains: Remains | None) -> bool:
+    """Tell whether it is worth asking LVM, which takes a second: an LV may be inactive."""
+    asked = view.record.spec.get("cow", {}) if view.record is not None else {}
+    return asked.get("vg") is not None or (remains is not None and bool(remains.lvs))

@@ -32,9 +32,11 @@ from dmcopy.jobs.spec import CopySpec, Places
 from dmcopy.jobs.state import State
 from dmcopy.kernel.command import Commander
 from dmcopy.kernel.dm import Dm
+from dmcopy.kernel.lvm import Lvm
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.begin import Claim, Spliced, splice
-from dmcopy.stack.cow import CowDevice, CowFileOnHost, CowPlan, plan_cow
+from dmcopy.stack.cow import CowFileOnHost, CowPlan
+from dmcopy.stack.cow_plan import plan_cow
 from dmcopy.stack.discover import Provider, Source, discover
 from dmcopy.stack.hold import Instant
 from dmcopy.stack.names import check_job
@@ -88,7 +90,7 @@ class Prepared:
             bytes_total=to_bytes(self.source.length),
             chunk_bytes=self.spec.chunk if self.spliced else None,
             segment_bytes=to_bytes(self.segment),
-            cow=str(self.cow) if self.cow else None,
+            cow=self.cow.how if self.cow else None,
             cow_bytes=to_bytes(self.cow.length) if self.cow else None,
             steps=self.plan.lines(),
         )
@@ -105,7 +107,7 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
         raise UsageError("--verify compares digests, so it cannot go with --digest none")
     if spec.verify and Can.REREAD not in destination.can:
         raise UsageError(f"{destination} cannot be read back, so it cannot be verified")
-    wants_cow = bool(spec.cow.device or spec.cow.file or spec.cow.size)
+    wants_cow = not spec.cow.is_auto
     source = discover(spec.source, host.dm, host.sysfs, want_splice=wants_cow)
     chunk = geometry.check_chunk(spec.chunk, source.logical_block)
     segment = geometry.segment_size(spec.segment, chunk, destination.segment_alignment())
@@ -123,6 +125,7 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
             chunk=chunk,
             directory=host.places.cow_files,
             sysfs=host.sysfs,
+            lvm=Lvm(host.run),
         )
         spliced = splice(
             host.dm,
@@ -132,6 +135,7 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
             cow=cow,
             chunk=chunk,
             hold_limit=spec.hold_limit,
+            lvm=Lvm(host.run),
         )
         plan = spliced.plan
     elif wants_cow:
@@ -141,7 +145,7 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
         plan = Plan(job=spec.name, prepare=[claim])
     around = _surroundings(spec, source, cow, host)
     destination.check(source.length, around)
-    _check_cow_device(cow, around)
+    _check_cow_devices(cow, around)
     return Prepared(
         spec=spec,
         source=source,
@@ -175,18 +179,20 @@ def _surroundings(spec: CopySpec, source: Source, cow: CowPlan | None, host: Hos
 
 
 def _spare(cow: CowPlan | None) -> frozenset[str]:
-    return frozenset({cow.devno}) if isinstance(cow, CowDevice) else frozenset()
+    return frozenset(device.devno for device in cow.devices) if cow else frozenset()
 
 
-def _check_cow_device(cow: CowPlan | None, around: Surroundings) -> None:
-    if isinstance(cow, CowDevice):
+def _check_cow_devices(cow: CowPlan | None, around: Surroundings) -> None:
+    earlier: frozenset[str] = frozenset()
+    for device in cow.devices if cow else ():
         # A COW device is written from its first sector on: it gets the checks of a
         # destination, and no way around a signature.
-        alone = replace(around, overwrite_signature=False, spare=frozenset())
+        alone = replace(around, overwrite_signature=False, spare=earlier)
         try:
-            BlockDestination.parse(cow.path).check(Sectors(1), alone)
+            BlockDestination.parse(device.path).check(Sectors(1), alone)
         except Refused as exc:
             raise Refused(f"COW device: {exc.why}", way_out=exc.way_out) from exc
+        earlier |= {device.devno}
 
 
 class CopyJob:
