@@ -86,6 +86,12 @@ class HoldLimitExceeded(DmcopyError):
     kind = "hold-limit"
 
 
+class CowCannotGrow(DmcopyError):
+    """The COW device cannot be made larger; it goes on as large as it is."""
+
+    kind = "cow-cannot-grow"
+
+
 class SourceFailed(DmcopyError):
     """The source (or the COW device) could not be read."""
 

@@ -29,7 +29,7 @@ from dmcopy.jobs.spec import (
     CopySpec,
 )
 from dmcopy.report.jsonlines import JsonLines
-from dmcopy.stack.cow import CowSpec
+from dmcopy.stack.cow import COW_FORMS, COW_HELP, CowSpec
 from dmcopy.units import format_size
 
 _EXAMPLES = """\
@@ -83,9 +83,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--cow",
         type=parsed(CowSpec.parse),
         default=CowSpec(),
-        metavar="auto|DEVICE|SIZE|FILE:SIZE",
-        help="where the old content of what is written meanwhile is kept (default: auto, a file "
-        "in the state directory, as large as could be needed or half of what is free)",
+        metavar=COW_FORMS,
+        help=COW_HELP,
     )
     parser.add_argument(
         "--chunk",
@@ -199,8 +198,8 @@ def _show(planned: Planned, *, as_json: bool) -> None:
         f"# {planned.source} ({format_size(planned.bytes_total)}) -> {planned.destination}",
         f"# provider: {planned.provider} ({planned.why})",
     ]
-    if planned.cow is not None and planned.cow_bytes is not None:
-        lines.append(f"# COW device: {planned.cow}, {format_size(planned.cow_bytes)}")
+    if planned.cow is not None:
+        lines.append(f"# COW device: {planned.cow}")
     lines += [
         *planned.steps,
         f"# copy in segments of {format_size(planned.segment_bytes)}",

@@ -15,7 +15,8 @@ from dmcopy.jobs.journal import Journal, Record
 from dmcopy.jobs.lock import JobLock, holder
 from dmcopy.jobs.resume import why_not
 from dmcopy.jobs.state import State, is_final
-from dmcopy.stack.recover import Remains, find_remains, remove_files, take_apart
+from dmcopy.kernel.lvm import Lvm
+from dmcopy.stack.recover import Remains, find_remains, remove_files, remove_lvs, take_apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +144,9 @@ def rescue(view: JobView, host: Host, *, end: State = State.FAILED) -> Rescued:
         remains = find_remains(host.dm, host.sysfs).get(view.job) if host.dm is not None else None
         if remains is not None and host.dm is not None:
             done, left, _ = take_apart(host.dm, remains)
+        if _may_have_lv(view, remains):
+            removed, kept = remove_lvs(Lvm(host.run), view.job)
+            done, left = (*done, *removed), (*left, *kept)
         files = remains.cow_files() if remains is not None else set()
         if view.record is None:
             removed, kept = remove_files(sorted(files))
@@ -168,3 +172,9 @@ def give_up(job: str, host: Host, journal: Journal, why: PointInTimeLost) -> Dmc
     return PointInTimeLost(
         f"point in time lost: {why}; everything is put back; begin anew: {again}"
     )
+
+
+def _may_have_lv(view: JobView, remains: Remains | None) -> bool:
+    """Tell whether it is worth asking LVM, which takes a second: an LV may be inactive."""
+    asked = view.record.spec.get("cow", {}) if view.record is not None else {}
+    return asked.get("vg") is not None or (remains is not None and bool(remains.lvs))

@@ -14,9 +14,11 @@ from dmcopy.errors import Refused, UsageError
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.spec import CopySpec
 from dmcopy.jobs.standing import ClaimedNow, SplicedNow, Standing
+from dmcopy.kernel.lvm import Lvm
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.begin import Claim, splice
-from dmcopy.stack.cow import CowDevice, CowPlan, plan_cow
+from dmcopy.stack.cow import CowPlan
+from dmcopy.stack.cow_plan import plan_cow
 from dmcopy.stack.discover import Provider, Source, discover
 from dmcopy.stack.names import check_job
 from dmcopy.stack.plan import Plan
@@ -64,6 +66,7 @@ class Prepared:
                 "below": {devno: sysfs.identity(devno) for devno in sorted(below)},
             },
             "segment_sectors": self.segment,
+            "cow": self.cow.as_json() if self.cow is not None else None,
         }
 
     def planned(self) -> events.Planned:
@@ -77,7 +80,7 @@ class Prepared:
             bytes_total=to_bytes(self.source.length),
             chunk_bytes=self.spec.chunk if self.cow else None,
             segment_bytes=to_bytes(self.segment),
-            cow=str(self.cow) if self.cow else None,
+            cow=self.cow.how if self.cow else None,
             cow_bytes=to_bytes(self.cow.length) if self.cow else None,
             steps=self.standing.lines(),
         )
@@ -94,7 +97,7 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
         raise UsageError("--verify compares digests, so it cannot go with --digest none")
     if spec.verify and Can.REREAD not in destination.can:
         raise UsageError(f"{destination} cannot be read back, so it cannot be verified")
-    wants_cow = bool(spec.cow.device or spec.cow.file or spec.cow.size)
+    wants_cow = not spec.cow.is_auto
     source = discover(spec.source, host.dm, host.sysfs, want_splice=wants_cow)
     chunk = geometry.check_chunk(spec.chunk, source.logical_block)
     segment = geometry.segment_size(spec.segment, chunk, destination.segment_alignment())
@@ -111,6 +114,7 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
             chunk=chunk,
             directory=host.places.cow_files,
             sysfs=host.sysfs,
+            lvm=Lvm(host.run),
         )
         spliced = splice(
             host.dm,
@@ -120,6 +124,7 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
             cow=cow,
             chunk=chunk,
             hold_limit=spec.hold_limit,
+            lvm=Lvm(host.run),
         )
         standing = SplicedNow(spliced, source, chunk, host.sysfs)
     elif wants_cow:
@@ -129,7 +134,7 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
         standing = ClaimedNow(claim, Plan(job=spec.name, prepare=[claim]), source)
     around = surroundings(spec, source, cow, host)
     destination.check(source.length, around)
-    _check_cow_device(cow, around)
+    _check_cow_devices(cow, around)
     return Prepared(
         spec=spec,
         source=source,
@@ -161,15 +166,18 @@ def surroundings(spec: CopySpec, source: Source, cow: CowPlan | None, host: Host
 
 
 def spare_devices(cow: CowPlan | None) -> frozenset[str]:
-    return frozenset({cow.devno}) if isinstance(cow, CowDevice) else frozenset()
+    """Give the devices that the job uses beside source and destination, by devno."""
+    return frozenset(device.devno for device in cow.devices) if cow else frozenset()
 
 
-def _check_cow_device(cow: CowPlan | None, around: Surroundings) -> None:
-    if isinstance(cow, CowDevice):
+def _check_cow_devices(cow: CowPlan | None, around: Surroundings) -> None:
+    earlier: frozenset[str] = frozenset()
+    for device in cow.devices if cow else ():
         # A COW device is written from its first sector on: it gets the checks of a
         # destination, and no way around a signature.
-        alone = replace(around, overwrite_signature=False, spare=frozenset())
+        alone = replace(around, overwrite_signature=False, spare=earlier)
         try:
-            BlockDestination.parse(cow.path).check(Sectors(1), alone)
+            BlockDestination.parse(device.path).check(Sectors(1), alone)
         except Refused as exc:
             raise Refused(f"COW device: {exc.why}", way_out=exc.way_out) from exc
+        earlier |= {device.devno}

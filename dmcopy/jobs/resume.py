@@ -247,6 +247,7 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
         standing = Taken(host, source, to_sectors(spec.chunk), name, files)
     else:
         standing = ClaimedAgain(source, host.sysfs, int(record.facts["idle_writes"]))
+    cow = cow_from_json(record.facts["cow"]) if record.facts["cow"] is not None else None
     mark = _mark(record.facts, destination, has_rows=bool(journal.done(name)))
     recorded = record.spec["identity"]
     destination.check(
@@ -256,7 +257,7 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
             run=host.run,
             source=source.devno,
             overwrite_signature=True,  # what is on it now is, in part, the copy
-            spare=spare_devices(None),
+            spare=spare_devices(cow),
             identity=recorded,
             resume=mark,
         ),
@@ -267,7 +268,7 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
         destination=destination,
         identity=recorded,
         segment=Sectors(record.facts["segment_sectors"]),
-        cow=None,
+        cow=cow,
         standing=standing,
         earlier=Earlier(
             begun=begun,

@@ -53,7 +53,8 @@ class CopySpec:
         """Read what `as_json` gave; words of other versions are not looked at."""
         known = {one.name for one in fields(cls)}
         given = {word: value for word, value in recorded.items() if word in known}
-        given["cow"] = CowSpec(**recorded["cow"])
+        cow = recorded["cow"]
+        given["cow"] = CowSpec(**{**cow, "devices": tuple(cow["devices"])})
         given["rate"] = Rate(**recorded["rate"])
         return cls(**given)
 

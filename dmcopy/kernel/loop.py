@@ -21,6 +21,7 @@ from dmcopy.kernel.sysfs import Sysfs
 LOOP_SET_FD: Final = 0x4C00
 LOOP_CLR_FD: Final = 0x4C01
 LOOP_SET_STATUS64: Final = 0x4C04
+LOOP_SET_CAPACITY: Final = 0x4C07
 LOOP_SET_DIRECT_IO: Final = 0x4C08
 LOOP_CONFIGURE: Final = 0x4C0A
 LOOP_CTL_GET_FREE: Final = 0x4C82
@@ -145,6 +146,15 @@ def clear(path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, LOOP_CLR_FD, 0)
+    finally:
+        os.close(fd)
+
+
+def set_capacity(path: str) -> None:
+    """Make the loop device *path* as large as its file is now; raises OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, LOOP_SET_CAPACITY, 0)
     finally:
         os.close(fd)
 

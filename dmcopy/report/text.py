@@ -112,8 +112,8 @@ class TextReport:
         self._say(
             f"{event.job}: {event.source} ({format_size(event.bytes_total)}) -> {event.destination}"
         )
-        if event.cow is not None and event.cow_bytes is not None:
-            self._say(f"COW device: {event.cow}, {format_size(event.cow_bytes)}")
+        if event.cow is not None:
+            self._say(f"COW device: {event.cow}")
 
     def _begun(self, event: events.Begun) -> None:
         held = f", writes held for {hold_time(event.hold_seconds[0])}" if event.hold_seconds else ""

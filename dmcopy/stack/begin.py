@@ -22,9 +22,10 @@ from dmcopy.core.targets.linear import Linear
 from dmcopy.core.targets.snapshot import Snapshot, SnapshotOrigin
 from dmcopy.kernel.blkdev import BlockDevice
 from dmcopy.kernel.dm import Dm
+from dmcopy.kernel.lvm import Lvm
 from dmcopy.kernel.memory import lock_memory
 from dmcopy.kernel.sysfs import Sysfs
-from dmcopy.stack.cow import CowDevice, CowFileOnHost, CowPlan
+from dmcopy.stack.cow import CowDevices, CowFileOnHost, CowPlan
 from dmcopy.stack.discover import Source
 from dmcopy.stack.hold import Instant, Swap
 from dmcopy.stack.names import Role, device_name, device_uuid
@@ -33,6 +34,7 @@ from dmcopy.stack.steps import (
     AttachLoop,
     CowFile,
     CreateDevice,
+    CreateLv,
     SyncFileSystems,
     WipeHead,
     cow_path,
@@ -138,6 +140,7 @@ def splice(
     cow: CowPlan,
     chunk: Sectors,
     hold_limit: float,
+    lvm: Lvm,
 ) -> Spliced:
     """Make the plan that fixes a begin time on a live dm device; changes nothing.
 
@@ -152,7 +155,7 @@ def splice(
         return CreateDevice(dm, device_name(job, role), device_uuid(job, role), table)
 
     under = device(Role.SOURCE, lambda: original)
-    below_cow, cow_devno = _cow_steps(cow, sysfs)
+    below_cow, cow_devno = _cow_steps(cow, job, sysfs, lvm)
     cow_device = device(Role.COW, lambda: Table.of(Linear(cow.length, cow_devno(), Sectors(0))))
     snapshot = device(
         Role.SNAP,
@@ -186,11 +189,15 @@ def splice(
     )
 
 
-def _cow_steps(cow: CowPlan, sysfs: Sysfs) -> tuple[list[Step], Callable[[], str]]:
+def _cow_steps(
+    cow: CowPlan, job: str, sysfs: Sysfs, lvm: Lvm
+) -> tuple[list[Step], Callable[[], str]]:
     """Give the steps that make the COW device's lower device, and how it is called."""
-    if isinstance(cow, CowDevice):
-        devno = cow.devno
+    if isinstance(cow, CowDevices):
+        devno = cow.devices[0].devno  # the others when it is full: `grow`
         return [], lambda: devno
-    assert isinstance(cow, CowFileOnHost)
-    loop = AttachLoop(cow.path, sysfs)
-    return [CowFile(cow.path, cow.size), loop], loop.devno
+    if isinstance(cow, CowFileOnHost):
+        loop = AttachLoop(cow.path, sysfs)
+        return [CowFile(cow.path, cow.size), loop], loop.devno
+    volume = CreateLv(cow, job, lvm)
+    return [volume], volume.devno

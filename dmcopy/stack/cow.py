@@ -1,47 +1,51 @@
-"""What the COW device is made of: a block device, or a preallocated file.
+"""What the COW device is made of: block devices, a preallocated file, or an LV of ours.
 
 The COW device takes the old content of every chunk that is written during the copy.  When
 it is full the kernel drops the point in time (dm-snap.c:invalidate_snapshot), never a write.
-So ``auto`` makes it as large as could ever be needed where there is room.
+Here are the words of the user and what was decided; `cow_plan` decides, `grow` makes it larger.
 """
 
 from __future__ import annotations
 
-import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypedDict
 
-from dmcopy.core.geometry import never_overflow
-from dmcopy.errors import Refused, UsageError
-from dmcopy.kernel.sysfs import Sysfs
-from dmcopy.units import (
-    MIB,
-    Bytes,
-    Sectors,
-    format_size,
-    parse_size,
-    round_down,
-    sectors_down,
-    to_bytes,
+from dmcopy.errors import UsageError
+from dmcopy.units import Bytes, Sectors, format_size, parse_size, sectors_down, to_bytes
+
+COW_FORMS: Final = "auto|SIZE|FILE:SIZE|DEVICE[,DEVICE...]|vg:NAME[:SIZE]"
+COW_HELP: Final = (
+    "where the old content of what is written meanwhile is kept: a file (auto and SIZE: in the "
+    "state directory), block devices that are filled one after the other, or an LV made in a "
+    "volume group; auto and vg:NAME begin with an eighth of what could ever be needed, at least "
+    "64 MiB, and grow when it is used up, to at most half of what was free (default: auto)"
+)
+COW_MAX_HELP: Final = (
+    "how large a COW file or LV may become while the copy runs (default: one with a SIZE stays "
+    "as it is)"
 )
 
-_FREE_SHARE: Final = 2  # auto takes at most one half of what is free
-_SMALLEST: Final = Bytes(1 * MIB)
+_DEVICES: Final = re.compile(r",(?=/dev/)")  # a device's name may have a comma of its own
+_VG: Final = re.compile(r"vg:(?P<name>[A-Za-z0-9_+.][A-Za-z0-9_+.-]*)(?::(?P<size>.+))?")
 
 
 @dataclass(frozen=True)
 class CowSpec:
-    """What the user asked for: exactly one of a *device*, a *file* (with *size*), a *size*
-    alone, or nothing at all (auto)."""
+    """What the user asked for: *devices*, a *file* (with *size*), a volume group *vg*, a *size*
+    alone, or nothing at all (auto); *most* is the largest size that growth may reach."""
 
-    device: str | None = None
+    devices: tuple[str, ...] = ()
     file: str | None = None
+    vg: str | None = None
     size: Bytes | None = None
+    most: Bytes | None = None
 
     @classmethod
     def parse(cls, text: str) -> CowSpec:
-        """Read ``auto``, ``DEVICE``, ``SIZE`` or ``FILE:SIZE``; raises `UsageError`."""
+        """Read one of `COW_FORMS`; raises `UsageError`."""
         if text == "auto":
             return cls()
         try:
@@ -49,55 +53,198 @@ class CowSpec:
         except ValueError:
             pass
         if text.startswith("/dev/"):  # its name may have a colon, and no file is ever made there
-            return cls(device=text)
+            return cls(devices=tuple(_DEVICES.split(text)))
+        volume = _VG.fullmatch(text)
         file, colon, size = text.rpartition(":")
-        if colon and file.startswith(("/", "./", "../")):
-            try:
+        try:
+            if volume is not None:
+                asked = volume["size"]
+                return cls(vg=volume["name"], size=parse_size(asked) if asked else None)
+            if colon and file.startswith(("/", "./", "../")):
                 return cls(file=file, size=parse_size(size))
-            except ValueError:
-                pass
+        except ValueError:
+            pass
         raise UsageError(
-            f"'{text}' is not a COW device: say auto, a size (20g), a device (/dev/vg0/spare), "
-            "or a file and its size (/var/tmp/cow:20g)"
+            f"'{text}' is not a COW device: say auto, a size (20g), a device or several "
+            "(/dev/vg0/spare,/dev/sdx), a file and its size (/var/tmp/cow:20g), or a volume group "
+            "(vg:vg0, vg:vg0:20g)"
         )
 
+    @property
+    def is_auto(self) -> bool:
+        """Tell whether the user left it to us."""
+        return not (self.devices or self.file or self.vg or self.size is not None)
+
     def __str__(self) -> str:
-        if self.device:
-            return self.device
+        if self.devices:
+            return ",".join(self.devices)
+        size = "" if self.size is None else str(self.size)
         if self.file:
-            return f"{self.file}:{self.size}"
-        return "auto" if self.size is None else str(self.size)
+            return f"{self.file}:{size}"
+        if self.vg:
+            return f"vg:{self.vg}" + (f":{size}" if size else "")
+        return size or "auto"
 
 
 @dataclass(frozen=True)
 class CowDevice:
-    """A block device of the user's."""
+    """One block device of the user's; *length* is what we use of it."""
 
     path: str
     devno: str
     length: Sectors
 
-    def __str__(self) -> str:
-        return f"device {self.path}"
-
 
 @dataclass(frozen=True)
-class CowFileOnHost:
-    """A file that does not exist yet, behind a loop device."""
+class CowDevices:
+    """Block devices of the user's, used in this order: the next when the last is full."""
 
-    path: Path
-    size: Bytes
+    devices: tuple[CowDevice, ...]
 
     @property
     def length(self) -> Sectors:
-        """The size in sectors."""
+        """What there is in the beginning, in sectors."""
+        return self.devices[0].length
+
+    @property
+    def most(self) -> Bytes:
+        """How large it can become."""
+        return to_bytes(Sectors(sum(device.length for device in self.devices)))
+
+    @property
+    def how(self) -> str:
+        """Say how large it is and how large it can become."""
+        sizes = (f"{one.path}, {format_size(to_bytes(one.length))}" for one in self.devices)
+        return f"device {', then '.join(sizes)}"
+
+    def __str__(self) -> str:
+        word = "device" if len(self.devices) == 1 else "devices"
+        return f"{word} {', '.join(device.path for device in self.devices)}"
+
+    def as_json(self) -> dict[str, Any]:  # Any: JSON
+        """Give what the journal keeps."""
+        devices = [
+            {"path": one.path, "devno": one.devno, "length_sectors": one.length}
+            for one in self.devices
+        ]
+        return {"kind": "devices", "devices": devices}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> CowDevices:  # Any: JSON
+        """Read what `as_json` gave."""
+        return cls(
+            tuple(
+                CowDevice(one["path"], one["devno"], Sectors(one["length_sectors"]))
+                for one in record["devices"]
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CowFileOnHost:
+    """A file that does not exist yet, behind a loop device.
+
+    *size* is what it begins with, *most* what it may become, both whole chunks; *why* says
+    where *most* comes from.
+    """
+
+    path: Path
+    size: Bytes
+    most: Bytes
+    chunk: Sectors
+    why: str
+
+    @property
+    def length(self) -> Sectors:
+        """What there is in the beginning, in sectors."""
         return sectors_down(self.size)
+
+    @property
+    def devices(self) -> tuple[CowDevice, ...]:
+        """None of the user's."""
+        return ()
+
+    @property
+    def how(self) -> str:
+        """Say how large it is, how large it may become, and why."""
+        return f"{self}, {_in_words(self.size, self.most, self.why)}"
 
     def __str__(self) -> str:
         return f"file {self.path}"
 
+    def as_json(self) -> dict[str, Any]:  # Any: JSON
+        """Give what the journal keeps."""
+        return {"kind": "file", "path": str(self.path), **_sizes_as_json(self)}
 
-CowPlan = CowDevice | CowFileOnHost
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> CowFileOnHost:  # Any: JSON
+        """Read what `as_json` gave."""
+        return cls(path=Path(record["path"]), **_sizes_from_json(record))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CowLv:
+    """A logical volume that does not exist yet; sizes are whole chunks and whole extents."""
+
+    vg: str
+    name: str
+    size: Bytes
+    most: Bytes
+    chunk: Sectors
+    extent: Bytes
+    why: str
+
+    @property
+    def length(self) -> Sectors:
+        """What there is in the beginning, in sectors."""
+        return sectors_down(self.size)
+
+    @property
+    def devices(self) -> tuple[CowDevice, ...]:
+        """None of the user's."""
+        return ()
+
+    @property
+    def how(self) -> str:
+        """Say how large it is, how large it may become, and why."""
+        return f"{self}, {_in_words(self.size, self.most, self.why)}"
+
+    def extents(self, size: Bytes) -> int:
+        """Count the extents that *size* takes."""
+        return -(-size // self.extent)
+
+    def __str__(self) -> str:
+        return f"logical volume {self.vg}/{self.name}"
+
+    def as_json(self) -> dict[str, Any]:  # Any: JSON
+        """Give what the journal keeps."""
+        mine = {"kind": "lv", "vg": self.vg, "name": self.name, "extent_bytes": self.extent}
+        return mine | _sizes_as_json(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> CowLv:  # Any: JSON
+        """Read what `as_json` gave."""
+        extent = Bytes(record["extent_bytes"])
+        sizes = _sizes_from_json(record)
+        return cls(vg=record["vg"], name=record["name"], extent=extent, **sizes)
+
+
+CowPlan = CowDevices | CowFileOnHost | CowLv
+
+_KINDS: Final[Mapping[str, type[CowDevices] | type[CowFileOnHost] | type[CowLv]]] = {
+    "devices": CowDevices,
+    "file": CowFileOnHost,
+    "lv": CowLv,
+}
+
+
+def cow_from_json(record: Mapping[str, Any]) -> CowPlan:  # Any: JSON
+    """Read what a plan's ``as_json`` gave.
+
+    Which loop device is under it, and how much of it is in use by now, is not in there: the
+    table of the job's ``-cow`` device says so.
+    """
+    return _KINDS[record["kind"]].from_json(record)
 
 
 def cow_file_name(job: str) -> str:
@@ -105,67 +252,31 @@ def cow_file_name(job: str) -> str:
     return f"dmcopy-{job}.cow"
 
 
-def plan_cow(
-    spec: CowSpec,
-    *,
-    job: str,
-    source: str,
-    length: Sectors,
-    chunk: Sectors,
-    directory: Path,
-    sysfs: Sysfs,
-) -> CowPlan:
-    """Decide what the COW device is; changes nothing.
-
-    *source* is the origin's devno, *length* its sectors, *directory* where COW files go that
-    the user did not place.  A device's content is the caller's to check.  Raises `Refused`
-    and `UsageError`.
-    """
-    if spec.device is not None:
-        return _device(spec.device, sysfs, source)
-    path = Path(os.path.abspath(spec.file)) if spec.file else directory / cow_file_name(job)
-    if spec.file and os.path.lexists(path):
-        raise Refused(f"COW file {path} exists", way_out="name one that does not, or remove it")
-    free = _free(path, source, sysfs)
-    enough = to_bytes(never_overflow(length, chunk))
-    size = spec.size if spec.size is not None else min(enough, Bytes(free // _FREE_SHARE))
-    size = to_bytes(round_down(sectors_down(size), chunk))
-    if size < max(_SMALLEST, to_bytes(Sectors(8 * chunk))):
-        raise Refused(
-            f"{format_size(size)} is too small for a COW device in {path.parent}",
-            way_out="give a place with more room: --cow FILE:SIZE or --cow DEVICE",
-        )
-    if size > free:
-        raise Refused(
-            f"no room for a COW file of {format_size(size)} in {path.parent}: "
-            f"{format_size(free)} are free",
-            way_out="give a smaller --cow SIZE, or another place: --cow FILE:SIZE",
-        )
-    return CowFileOnHost(path, size)
+class _Sizes(TypedDict):
+    size: Bytes
+    most: Bytes
+    chunk: Sectors
+    why: str
 
 
-def _device(path: str, sysfs: Sysfs, source: str) -> CowDevice:
-    try:
-        devno = sysfs.devno_of(path)
-    except OSError as exc:
-        raise UsageError(f"COW device {path}: {exc.strerror}") from exc
-    return CowDevice(path, devno, sectors_down(sysfs.size(devno)))
+def _sizes_as_json(plan: CowFileOnHost | CowLv) -> dict[str, Any]:  # Any: JSON
+    return {
+        "size_bytes": plan.size,
+        "most_bytes": plan.most,
+        "chunk_sectors": plan.chunk,
+        "why": plan.why,
+    }
 
 
-def _free(path: Path, source: str, sysfs: Sysfs) -> Bytes:
-    """Give the free bytes where *path* shall be; `Refused` if that lies above the source.
+def _sizes_from_json(record: Mapping[str, Any]) -> _Sizes:  # Any: JSON
+    return {
+        "size": Bytes(record["size_bytes"]),
+        "most": Bytes(record["most_bytes"]),
+        "chunk": Sectors(record["chunk_sectors"]),
+        "why": record["why"],
+    }
 
-    A COW file on the very device that is being copied would save its own growth into
-    itself, and a held write could wait for ever.
-    """
-    parent = path.parent
-    while not parent.exists():
-        parent = parent.parent
-    under = sysfs.devices_of(str(parent))
-    if source in under.union(*(sysfs.below(devno) for devno in under)):
-        raise Refused(
-            f"the COW file {path} would lie on the device that is being copied",
-            way_out="give another place: --cow FILE:SIZE or --cow DEVICE",
-        )
-    stat = os.statvfs(parent)
-    return Bytes(stat.f_bavail * stat.f_frsize)
+
+def _in_words(size: Bytes, most: Bytes, why: str) -> str:
+    grows = f", grows up to {format_size(most)}" if most > size else ""
+    return f"{format_size(size)}{grows} ({why})"

@@ -18,10 +18,11 @@ from dmcopy.core.table import Table
 from dmcopy.core.targets.snapshot import SnapshotOrigin
 from dmcopy.errors import DmcopyError, DmFailed
 from dmcopy.kernel.dm import Dm, DmInfo
+from dmcopy.kernel.lvm import Lvm
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.cow import cow_file_name
 from dmcopy.stack.hold import Swap
-from dmcopy.stack.names import Role, owner
+from dmcopy.stack.names import Role, lv_owner, lv_tag, owner
 from dmcopy.stack.plan import signals_deferred
 from dmcopy.stack.steps import remove_device, restore_origin
 
@@ -49,6 +50,7 @@ class Remains:
     devices: dict[Role, DmInfo] = field(default_factory=dict)
     origins: list[Origin] = field(default_factory=list)
     loops: list[tuple[str, str]] = field(default_factory=list)  # devno, backing file
+    lvs: list[DmInfo] = field(default_factory=list)  # active LVs with its name
 
     def lines(self) -> list[str]:
         """Say what is there, a line each."""
@@ -59,6 +61,7 @@ class Remains:
                 for origin in self.origins
             ),
             *(f"device {info.name}" for info in self.devices.values()),
+            *(f"logical volume /dev/mapper/{info.name}" for info in self.lvs),
             *(f"loop device over {file}" for file in sorted(self.cow_files())),
         ]
 
@@ -81,6 +84,8 @@ def find_remains(dm: Dm, sysfs: Sysfs) -> dict[str, Remains]:
         mine = owner(info.uuid)
         if mine is not None:
             found.setdefault(mine.job, Remains(mine.job)).devices[mine.role] = info
+        elif (job := lv_owner(info.name, info.uuid)) is not None:
+            found.setdefault(job, Remains(job)).lvs.append(info)
     for remains in found.values():
         source = remains.devices.get(Role.SOURCE)
         if source is not None:
@@ -136,6 +141,7 @@ def take_apart(dm: Dm, remains: Remains) -> TakenApart:
     left: list[str] = []
     holds: list[float] = []
     with signals_deferred():
+        left += _resume_below(dm, remains)
         for origin in remains.origins:
             try:
                 done += _release_origin(dm, origin, remains, holds)
@@ -155,6 +161,23 @@ def take_apart(dm: Dm, remains: Remains) -> TakenApart:
     return TakenApart(tuple(done), tuple(left), max(holds, default=None))
 
 
+def _resume_below(dm: Dm, remains: Remains) -> list[str]:
+    """Resume what was being made larger; gives what was left.
+
+    It comes before the origin: a write of the origin's that waits for the COW device would
+    keep the swap waiting.  The longer table that may be loaded is as good as the shorter one.
+    """
+    left: list[str] = []
+    cow = remains.devices.get(Role.COW)
+    for info in (*remains.lvs, *([cow] if cow is not None else [])):
+        if info.suspended:
+            try:
+                dm.resume(info.name, lockfs=False)
+            except DmcopyError as exc:
+                left.append(str(exc))
+    return left
+
+
 def _release_origin(dm: Dm, origin: Origin, remains: Remains, holds: list[float]) -> list[str]:
     info = dm.info(origin.name)
     if info is None:
@@ -169,6 +192,29 @@ def _release_origin(dm: Dm, origin: Origin, remains: Remains, holds: list[float]
     held = restore_origin(dm, origin.name, original, dm.table(origin.name), swap=swap)
     holds += [held] if held is not None else []
     return [f"gave {origin.name} its table back"]
+
+
+def remove_lvs(lvm: Lvm, job: str) -> tuple[list[str], list[str]]:
+    """Remove the LVs that carry the tag of *job*; gives what was done, and what was left.
+
+    Does nothing where LVM is not installed.
+    """
+    done: list[str] = []
+    left: list[str] = []
+    if not lvm.is_installed:
+        return done, left
+    tag = lv_tag(job)
+    try:
+        found = lvm.find(tag)
+    except DmcopyError as exc:
+        return done, [f"cannot look for logical volumes with the tag {tag}: {exc}"]
+    for lv in found:
+        try:
+            lvm.remove(lv.vg, lv.name, tag=tag)
+            done.append(f"removed logical volume {lv.full_name}")
+        except DmcopyError as exc:
+            left.append(f"cannot remove logical volume {lv.full_name}: {exc}")
+    return done, left
 
 
 def remove_files(files: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -10,15 +10,18 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict
 
 from dmcopy.core.table import Table
 from dmcopy.errors import DmBusy, DmcopyError
 from dmcopy.kernel.blkdev import BlockDevice, syncfs
 from dmcopy.kernel.dm import Dm
 from dmcopy.kernel.loop import LoopDevice
+from dmcopy.kernel.lvm import Lvm, create_argv
 from dmcopy.kernel.sysfs import Sysfs
+from dmcopy.stack.cow import CowLv
 from dmcopy.stack.hold import Swap
+from dmcopy.stack.names import TAG, lv_tag
 from dmcopy.stack.plan import Step
 from dmcopy.units import Bytes, Sectors, to_bytes
 
@@ -77,6 +80,11 @@ class CreateDevice(Step):
         if info is not None and info.uuid == self.uuid:
             return info.devno
         return f"/dev/mapper/{self.name}"
+
+
+class _Extents(TypedDict):
+    extents: int
+    tags: Sequence[str]
 
 
 class CowFile(Step):
@@ -138,6 +146,47 @@ class AttachLoop(Step):
     def devno(self) -> str:
         """Give "major:minor" of the loop device, a placeholder for a dry run."""
         return self._loop.devno if self._loop is not None else "/dev/loopN"
+
+
+class CreateLv(Step):
+    """A logical volume of ours, which carries our tags."""
+
+    def __init__(self, cow: CowLv, job: str, lvm: Lvm) -> None:
+        self._cow = cow
+        self._job = job
+        self._lvm = lvm
+        self._devno: str | None = None
+        self._somebody_elses = False
+
+    def __str__(self) -> str:
+        return f"create {self._cow}"
+
+    def lines(self) -> Sequence[str]:
+        return (shlex.join(create_argv(self._cow.vg, self._cow.name, **self._how())),)
+
+    def do(self) -> None:
+        cow = self._cow
+        if self._lvm.lv(cow.vg, cow.name) is not None:
+            self._somebody_elses = True
+            raise DmcopyError(
+                f"{cow} is there already; if it is of a job that died: dmcopy rescue {self._job}"
+            )
+        self._lvm.create(cow.vg, cow.name, **self._how())
+        made = self._lvm.lv(cow.vg, cow.name)
+        if made is None or made.devno is None:
+            raise DmcopyError(f"{cow} was made, but is not active")
+        self._devno = made.devno
+
+    def undo(self) -> None:
+        if not self._somebody_elses:
+            self._lvm.remove(self._cow.vg, self._cow.name, tag=lv_tag(self._job))
+
+    def devno(self) -> str:
+        """Give "major:minor" of the LV once it exists, else its path for a dry run."""
+        return self._devno or f"/dev/{self._cow.vg}/{self._cow.name}"
+
+    def _how(self) -> _Extents:
+        return {"extents": self._cow.extents(self._cow.size), "tags": (TAG, lv_tag(self._job))}
 
 
 class WipeHead(Step):

@@ -44,8 +44,9 @@ from dmcopy.jobs.spec import Places
 from dmcopy.kernel.blkdev import BlockDevice
 from dmcopy.kernel.dm import Dm
 from dmcopy.kernel.dmrequest import CONTROL, Probe
+from dmcopy.kernel.lvm import Lvm
 from dmcopy.stack.begin import splice
-from dmcopy.stack.cow import CowDevice
+from dmcopy.stack.cow import CowDevice, CowDevices
 from dmcopy.stack.discover import Provider, discover
 from dmcopy.units import Bytes, Sectors, to_sectors
 from tests.lab import stamp
@@ -342,10 +343,10 @@ def begin_spliced(rig: Rig, chunk: int) -> Iterator[Point]:
     sysfs = rig.host.sysfs
     source = discover(rig.origin, rig.dm, sysfs, want_splice=True)
     assert source.provider is Provider.SPLICE
-    cow = CowDevice(rig.cow, devno(rig.cow), Sectors(sectors_of(rig.cow)))
+    cow = CowDevices((CowDevice(rig.cow, devno(rig.cow), Sectors(sectors_of(rig.cow))),))
     spliced = splice(
         rig.dm, sysfs, job=rig.job, source=source, cow=cow, chunk=to_sectors(Bytes(chunk)),
-        hold_limit=10.0,
+        hold_limit=10.0, lvm=Lvm(rig.host.run),
     )  # fmt: skip
     spliced.plan.run(lambda what: None)
     try:

@@ -105,3 +105,12 @@ def test_device_can_be_left_to_its_other_users(dev: str, monkeypatch: pytest.Mon
     device = attach(kernel, dev, monkeypatch, autoclear=False)
     device.leave()
     assert loop.LOOP_CLR_FD not in kernel.asked
+
+
+def test_device_is_told_that_its_file_has_grown(dev: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel()
+    monkeypatch.setattr(fcntl, "ioctl", kernel.ioctl)
+    before = len(os.listdir("/proc/self/fd"))
+    loop.set_capacity(f"{dev}/loop5")
+    assert kernel.asked == [0x4C07]
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from pytest_subprocess import FakeProcess
 
 from dmcopy.errors import DmBusy, DmcopyError
+from dmcopy.kernel.command import Commander
+from dmcopy.kernel.lvm import Lvm
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack import hold, steps
 from dmcopy.stack.names import Role, device_name, device_uuid
-from dmcopy.stack.recover import find_remains, remove_files, take_apart
+from dmcopy.stack.recover import find_remains, remove_files, remove_lvs, take_apart
 from tests.unit.fake_dm import FakeDm
+from tests.unit.kernel.test_lvm import report
 
 TABLE = "0 2048 linear 8:0 0"
 
@@ -96,6 +100,63 @@ def test_device_that_is_held_is_named_and_the_others_go(
     assert any(snap in line for line in left)
     assert "gave data its table back" in done
     assert str(dm.all["data"].live) == TABLE
+
+
+LVM_UUID = f"LVM-{'x' * 64}"
+
+
+def test_suspended_cow_device_and_lv_go_on_before_the_origin_is_swapped(
+    dm: FakeDm, sysfs: Sysfs
+) -> None:
+    """A write of the origin's may wait for them, and the swap for that write."""
+    lv = dm.add("vg-dmcopy_j", "0 512 linear 8:16 0", uuid=LVM_UUID)
+    lv.suspended = dm.all[device_name("j", Role.COW)].suspended = True
+    _, left = take_apart(dm, find_remains(dm, sysfs)["j"])
+    assert left == []
+    assert dm.calls[:3] == ["resume vg-dmcopy_j", "resume dmcopy-j-cow", "load data"]
+    assert not lv.suspended
+
+
+def test_active_lv_is_all_that_need_be_left_of_a_job(sysfs: Sysfs) -> None:
+    dm = FakeDm()
+    dm.add("vg-dmcopy_j", "0 512 linear 8:16 0", uuid=LVM_UUID)
+    dm.add("vg-other", "0 512 linear 8:16 512", uuid=LVM_UUID)
+    found = find_remains(dm, sysfs)
+    assert list(found) == ["j"]
+    assert found["j"].lines() == ["logical volume /dev/mapper/vg-dmcopy_j"]
+    assert take_apart(dm, found["j"]) == ([], [])
+    assert set(dm.all) == {"vg-dmcopy_j", "vg-other"}, "LVM removes it, if it has the tag"
+
+
+@pytest.fixture
+def lvm(run: Commander, monkeypatch: pytest.MonkeyPatch) -> Lvm:
+    monkeypatch.setattr(run, "find", lambda program: f"/sbin/{program}")
+    return Lvm(run)
+
+
+def test_lvs_of_the_job_are_removed(lvm: Lvm, fp: FakeProcess) -> None:
+    report(fp, "lvs", "@dmcopy-job-x", "lvs-tag")
+    report(fp, "lvs", "dmct-vg/dmcopy_x", "lvs-tag")
+    fp.register(["lvremove", "--force", "--yes", "--", "dmct-vg/dmcopy_x"])
+    assert remove_lvs(lvm, "x") == (["removed logical volume dmct-vg/dmcopy_x"], [])
+
+
+def test_lv_that_cannot_be_removed_is_named(lvm: Lvm, fp: FakeProcess) -> None:
+    report(fp, "lvs", "@dmcopy-job-x", "lvs-tag")
+    report(fp, "lvs", "dmct-vg/dmcopy_x", "lvs-tag")
+    argv = ["lvremove", "--force", "--yes", "--", "dmct-vg/dmcopy_x"]
+    fp.register(argv, returncode=5, stderr="Logical volume dmct-vg/dmcopy_x in use.")
+    done, left = remove_lvs(lvm, "x")
+    assert done == []
+    assert left == [
+        "cannot remove logical volume dmct-vg/dmcopy_x: lvremove returned 5: "
+        "Logical volume dmct-vg/dmcopy_x in use."
+    ]
+
+
+def test_host_without_lvm_has_no_lvs(run: Commander, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "find", lambda program: None)
+    assert remove_lvs(Lvm(run), "x") == ([], [])
 
 
 def test_files_are_removed_and_missing_ones_are_no_failure(tmp_path: Path) -> None:
