@@ -11,12 +11,15 @@ worker or a killed control leave the snapshot where it is, and the journal says 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Final
 
-from dmcopy.core import events
+from dmcopy.core import events, geometry
+from dmcopy.core.extent import Extent
+from dmcopy.core.forecast import Forecast
 from dmcopy.core.rate import Rate
 from dmcopy.engine.request import runs_of
 from dmcopy.errors import (
@@ -29,6 +32,7 @@ from dmcopy.errors import (
 from dmcopy.jobs import settings
 from dmcopy.jobs.account import Account
 from dmcopy.jobs.control import Asked, Desk
+from dmcopy.jobs.cow_watch import LOOK_SECONDS, CowWatch, Steer
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.link import Message, WorkerLink
@@ -37,14 +41,18 @@ from dmcopy.jobs.pacing import Pacing
 from dmcopy.jobs.prepare import Prepared, spare_devices
 from dmcopy.jobs.recorder import Recorder
 from dmcopy.jobs.state import State
+from dmcopy.kernel.lvm import Lvm
+from dmcopy.stack.brake import Brake
 from dmcopy.stack.cow import CowFileOnHost
+from dmcopy.stack.gate import LiveTables
+from dmcopy.stack.grow import grower
 from dmcopy.stack.hold import Instant
+from dmcopy.stack.names import Role, device_name
 from dmcopy.stack.plan import signals_deferred
 from dmcopy.stack.recover import remove_files
-from dmcopy.units import Bytes, format_size, to_sectors
+from dmcopy.units import Bytes, format_size, to_bytes, to_sectors
 
 _NOTE_SECONDS: Final = 1.0  # how often the progress goes to the journal
-_TICK_SECONDS: Final = 0.1  # how often the COW device is looked at
 
 
 class CopyJob:
@@ -77,6 +85,10 @@ class CopyJob:
         self._pausing: list[Asked] = []  # who is told when the copy is paused
         self._paused = False
         self._pacing: Pacing | None = None
+        self._watch: CowWatch | None = None
+        self._worker: WorkerLink | None = None  # while it takes what it is told
+        self._later: deque[Message] = deque()  # what it said while something else was waited for
+        self._retired: list[Extent] = []
         self._facts: dict[str, Any] = {}  # Any: JSON
         self._record = Recorder(journal, self._spec.name, self._warn_only)
         done = sum(row.extent.size for row in journal.done(self._spec.name)) if self._begun else 0
@@ -131,6 +143,8 @@ class CopyJob:
                 self._has_begun(instant)
                 self._record.move(State.COPYING)
                 worker.send("copy", **standing.reading(), **self._what_is_left())
+                self._worker = worker
+                self._watch = self._watched()
                 if self._spec.rate.auto:
                     self._pacing = self._paced(worker)
                 self._follow(worker, "copied", desk)
@@ -214,6 +228,88 @@ class CopyJob:
                 "to freeze"
             )
 
+    def _watched(self) -> CowWatch | None:
+        """Make what watches the COW device, where there is one."""
+        prepared, spec, dm = self._prepared, self._spec, self._host.dm
+        name = prepared.source.dm_name
+        if prepared.cow is None or dm is None or name is None:
+            return None
+        chunk = to_sectors(spec.chunk)
+
+        def brake() -> Brake:
+            return Brake(
+                dm,
+                job=spec.name,
+                origin=name,
+                segment=prepared.segment,
+                hold_limit=spec.hold_limit,
+                announce=self._announce,
+            )
+
+        return CowWatch(
+            dm,
+            spec.name,
+            device_name(spec.name, Role.SNAP),
+            Forecast(most=to_bytes(geometry.never_overflow(prepared.source.length, chunk))),
+            Steer(
+                retire=self._retire,
+                first=lambda extents: self._tell("first", extents=list(extents)),
+                batches=lambda most, seconds: self._tell(
+                    "batch", batch_sectors=to_sectors(most), seconds=seconds
+                ),
+                tell=self._happened,
+                warn=self._warn,
+                hold=self._hold,
+            ),
+            size=self._account.total,
+            grower=grower(
+                prepared.cow,
+                job=spec.name,
+                dm=dm,
+                sysfs=self._host.sysfs,
+                lvm=Lvm(self._host.run),
+                chunk=chunk,
+                hold_limit=spec.hold_limit,
+            ),
+            brake=brake if spec.on_full == "hold" else None,
+            hold_limit=spec.hold_limit,
+            clock=self._clock,
+        )
+
+    def _tell(self, do: str, **fields: object) -> None:
+        if self._worker is not None:
+            self._worker.send(do, **fields)
+
+    def _announce(self, live: LiveTables) -> None:
+        """Have the worker go by other tables; returns when it does."""
+        if self._worker is None:
+            return
+        self._worker.send(
+            "tables",
+            origin=[table.decode() for table in sorted(live.origin)],
+            layers={
+                uuid: [table.decode() for table in sorted(tables)]
+                for uuid, tables in live.layers.items()
+            },
+        )
+        while True:
+            message = self._worker.receive()
+            assert message is not None  # no timeout was given
+            if message["is"] == "tables":
+                return
+            self._later.append(message)
+
+    def _retire(self) -> list[Extent]:
+        """Put on record that what is durable is retired; give all that is."""
+        if not self._record.is_behind:  # else the journal does not know what is durable
+            self._journal.retire(self._spec.name)
+            self._retired = [row.extent for row in self._journal.done(self._spec.name)]
+        return self._retired
+
+    def _happened(self, event: events.Event) -> None:
+        self._record.log(event.as_json())
+        self._observer(event)
+
     def _what_is_left(self) -> dict[str, object]:
         done = self._journal.done(self._spec.name)
         return {
@@ -247,12 +343,16 @@ class CopyJob:
         """Take the worker's messages until the one that is waited for; serve who asks."""
         also = () if desk is None else (desk.fileno(),)
         while True:
-            message = worker.receive(_TICK_SECONDS, *also)
+            message = self._later.popleft() if self._later else None
+            message = message or worker.receive(LOOK_SECONDS, *also)
             if desk is not None:
                 for asked in desk.asked():
                     self._serve(asked, worker)
             if self._pacing is not None and not self._paused:
                 self._pacing.tick(self._account.done)
+            if self._watch is not None:
+                self._watch.tick(self._account.done)
+                self._account.watched(self._watch.cow, self._watch.outlook)
             if message is None:
                 continue
             match message["is"]:
@@ -262,6 +362,8 @@ class CopyJob:
                     self._progress(message)
                     self._commit(message)
                     worker.send("journaled")
+                    if self._watch is not None:
+                        self._watch.durable()
                 case "paused":
                     self._pause()
                 case "warning":
@@ -373,6 +475,7 @@ class CopyJob:
         trace: TracebackType | None,
     ) -> None:
         """Take everything apart that is not to be kept."""
+        self._worker = None  # it has ended
         if self._can_go_on(error) and not self._complete:
             return
         left: list[str] = []
@@ -391,6 +494,9 @@ class CopyJob:
 
     def _take_apart(self) -> None:
         """Give the origin its table back and remove what is ours; once is enough."""
+        if self._watch is not None:
+            self._watch.end()
+            self._watch = None
         held = self._prepared.standing.end()
         if held is not None:
             self._hold("end", held)
