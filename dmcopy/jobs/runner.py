@@ -476,6 +476,7 @@ class CopyJob:
     ) -> None:
         """Take everything apart that is not to be kept."""
         self._worker = None  # it has ended
+        self._release()
         if self._can_go_on(error) and not self._complete:
             return
         left: list[str] = []
@@ -492,11 +493,15 @@ class CopyJob:
         if left:
             raise LeftBehind(left, job=self._spec.name)
 
+    def _release(self) -> None:
+        """Let go of what the brake holds; nothing is held for a job that does not run."""
+        if self._watch is not None:
+            watch, self._watch = self._watch, None
+            watch.end()
+
     def _take_apart(self) -> None:
         """Give the origin its table back and remove what is ours; once is enough."""
-        if self._watch is not None:
-            self._watch.end()
-            self._watch = None
+        self._release()
         held = self._prepared.standing.end()
         if held is not None:
             self._hold("end", held)

@@ -468,7 +468,7 @@ def test_killed_control_takes_the_brake_with_it_and_what_was_held_is_saved(rig: 
             (os.path.basename(rig.origin), True)
         ]
         done, left, _ = take_apart(rig.dm, remains)
-        assert left == []
+        assert left == ()
         assert f"gave {os.path.basename(rig.origin)} its table back" in done
         assert sh("dmsetup", "table", rig.origin) == rig.plain
 
@@ -550,7 +550,7 @@ def test_origin_gets_its_table_back_from_any_state(at: Scene, how: str) -> None:
             start = time.monotonic()
             if how == "rescue":
                 done, left, _ = take_apart(dm, find_remains(dm, Sysfs())[JOB])
-                assert left == [], state.__name__
+                assert left == (), state.__name__
                 assert done
             else:
                 spliced.plan.undo()

@@ -130,7 +130,7 @@ def test_suspended_cow_device_and_lv_go_on_before_the_origin_is_swapped(
     lv = dm.add("vg-dmcopy_j", "0 512 linear 8:16 0", uuid=LVM_UUID)
     lv.suspended = dm.all[device_name("j", Role.COW)].suspended = True
     _, left, _ = take_apart(dm, find_remains(dm, sysfs)["j"])
-    assert left == []
+    assert left == ()
     assert dm.calls[:3] == ["resume vg-dmcopy_j", "resume dmcopy-j-cow", "load data"]
     assert not lv.suspended
 
