@@ -23,6 +23,7 @@ from dmcopy.units import MIB, Bytes, Sectors, format_size, sectors_down, to_byte
 LOOK_SECONDS: Final = 0.1
 _AHEAD_SECONDS: Final = 20.0  # of writes that must always fit: growing takes its time
 _GROW_SHARE: Final = 4  # so much of the COW device, a quarter, is to be free
+_GROW_SHARE_AT_FIRST: Final = 2  # a half, while the rate is not known yet
 _RETRY_SECONDS: Final = 5.0  # after there was no room to grow: others may make some
 _GENTLE_SHARE: Final = 3  # less than a third is free: writers are slowed
 _HARD_SHARE: Final = 6  # less than a sixth: they are held
@@ -167,7 +168,8 @@ class CowWatch:
         """Grow; tell whether nothing more need be done."""
         grower = self._grower
         soon = outlook.fill_rate * _AHEAD_SECONDS
-        if total - used > max(total / _GROW_SHARE, soon):
+        share = _GROW_SHARE if outlook.first is not First.UNKNOWN else _GROW_SHARE_AT_FIRST
+        if total - used > max(total / share, soon):
             return True
         if outlook.first is First.DONE and total - used > total / (2 * _GROW_SHARE):
             return True

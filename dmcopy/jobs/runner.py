@@ -88,6 +88,7 @@ class CopyJob:
         self._watch: CowWatch | None = None
         self._worker: WorkerLink | None = None  # while it takes what it is told
         self._later: deque[Message] = deque()  # what it said while something else was waited for
+        self._failure: DmcopyError | None = None  # of the worker, met while it was told something
         self._retired: list[Extent] = []
         self._facts: dict[str, Any] = {}  # Any: JSON
         self._record = Recorder(journal, self._spec.name, self._warn_only)
@@ -292,12 +293,13 @@ class CopyJob:
                 for uuid, tables in live.layers.items()
             },
         )
-        while True:
-            message = self._worker.receive()
-            assert message is not None  # no timeout was given
-            if message["is"] == "tables":
-                return
-            self._later.append(message)
+        try:
+            while (message := self._worker.receive()) is None or message["is"] != "tables":
+                if message is not None:
+                    self._later.append(message)
+        except DmcopyError as exc:
+            # It reads no more, so it need not know; the brake goes on, or is taken out, first.
+            self._worker, self._failure = None, exc
 
     def _retire(self) -> list[Extent]:
         """Put on record that what is durable is retired; give all that is."""
@@ -343,6 +345,8 @@ class CopyJob:
         """Take the worker's messages until the one that is waited for; serve who asks."""
         also = () if desk is None else (desk.fileno(),)
         while True:
+            if self._failure is not None:
+                raise self._failure
             message = self._later.popleft() if self._later else None
             message = message or worker.receive(LOOK_SECONDS, *also)
             if desk is not None:
