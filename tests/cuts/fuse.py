@@ -18,7 +18,7 @@ from typing import Any, Final
 from dmcopy.jobs.journal import Journal
 from dmcopy.stack.plan import Plan
 
-_READS: Final = frozenset({"close", "state", "leftovers", "intents", "records"})
+_READS: Final = frozenset({"close", "state", "leftovers", "intents", "record", "records", "done"})
 _QUALIFIED: Final = frozenset({"move", "note"})  # by their second argument: the state, the column
 _FOREVER: Final = 60.0  # seconds; the cut comes within some milliseconds
 

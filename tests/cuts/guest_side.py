@@ -337,12 +337,14 @@ def image_in_snapshot(
 ) -> dict[str, Any] | None:  # Any: JSON
     """Compare what source and COW file still say with the witness; None without either.
 
-    Where the job got as far as to remove its COW file, the destination is the image.
+    When every segment is at the destination the layer is taken out, and the origin's writes pass
+    the snapshot by; the COW file lives a little longer and looks well.  So a destination that is
+    the image already settles it.
     """
+    there = image_on(destination)
     cow = cow_file()
-    if cow is None:
-        found = image_on(destination)
-        return found and {**found, "where": "destination"}
+    if there is None or cow is None or not there["wrong"]:
+        return there and {**there, "where": "destination"}
     with snapshot_again(source, cow) as snapshot:
         found = image_on(snapshot)
     return found and {**found, "where": "snapshot"}

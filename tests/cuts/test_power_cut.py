@@ -66,16 +66,16 @@ def take_up(machine: Machine, how: str, *, chance: random.Random, blow: str | No
 
     Up to three times anywhere, or once after transition *blow* if there is one again.
     """
-    words = ("again", "--how", how)
     if how == "resume":
-        slowly = (*words, "--write-ms", str(SLOW_MS))
+        slowly = ("again", "--how", how, "--write-ms", str(SLOW_MS))
         if blow is not None:
-            assert machine.boot(*words, "--blow", blow, cut=machine.when_asked()).status in (0, CUT)
+            cut = machine.when_asked()
+            assert machine.boot(*slowly, "--blow", blow, cut=cut).status in (0, CUT), machine.tell()
         else:
             for _ in range(chance.randrange(4)):
                 cut = machine.after_ready(chance.uniform(0, COPY_SECONDS))
                 assert machine.boot(*slowly, cut=cut).status in (0, CUT), machine.tell()
-    return machine.again(*words)
+    return machine.again("--how", how)
 
 
 def test_copy_that_is_not_cut_is_right(machine: Machine) -> None:
