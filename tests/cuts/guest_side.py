@@ -278,11 +278,12 @@ def _resume(blow: str | None) -> dict[str, Any]:  # Any: JSON
             stack.enter_context(load(seed=2))
             tell("ready")
         status = job.ended()
+    said = job.errors_file.read_text()
     after = job_status()
     has_image = after is not None and after["state"] == "ended"
     return {
         "exit_status": status,
-        "said": job.errors_file.read_text(),
+        "said": said,
         "image": image_on(DESTINATION) if has_image else None,
     }
 

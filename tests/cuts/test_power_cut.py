@@ -51,6 +51,7 @@ def judge(machine: Machine, found: Found) -> str:
     assert found.get("rescue_status", 0) == 0, machine.tell()
     assert before["devices"] == [], "no device outlives a power cut"
     assert before["dead"] is (before["state"] != "ended" or found["cow_before"]), machine.tell()
+    assert after is not None, machine.tell()
     assert after["dead"] is False, machine.tell()
     if image is not None:
         TALLY.right += 1
