@@ -18,7 +18,9 @@ from typing import Any, Final
 from dmcopy.jobs.journal import Journal
 from dmcopy.stack.plan import Plan
 
-_READS: Final = frozenset({"close", "state", "leftovers", "intents", "record", "records", "done"})
+_READS: Final = frozenset(
+    {"close", "state", "leftovers", "intents", "record", "records", "done", "log_of", "setting"}
+)
 _QUALIFIED: Final = frozenset({"move", "note"})  # by their second argument: the state, the column
 _FOREVER: Final = 60.0  # seconds; the cut comes within some milliseconds
 

@@ -264,10 +264,12 @@ def again(how: str, *, blow: str | None, touch: bool, write_ms: int) -> None:
 
 def job_status() -> dict[str, Any] | None:  # Any: JSON
     """Give the job's status as ``dmcopy status`` tells it, None where there is no such job."""
-    status, out, said = ask("status", "--json")
+    status, out, said = ask("status", JOB, "--json")
+    if status == 2 and said == f"dmcopy: there is no job {JOB}\n":
+        return None
     assert status == 0, said
-    jobs: list[dict[str, Any]] = [json.loads(line) for line in out.splitlines()]  # Any: JSON
-    return next((job for job in jobs if job["job"] == JOB), None)
+    found: dict[str, Any] = json.loads(out)  # Any: JSON
+    return found
 
 
 def _resume(blow: str | None) -> dict[str, Any]:  # Any: JSON
