@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,9 +15,12 @@ from tests.cuts.machine import TALLY, Machine, Media
 
 @pytest.fixture(scope="session")
 def _folder() -> Iterator[Path]:
-    """Give a place in memory: a disk that is a file on a real disk would be slow to no purpose."""
-    base = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-    folder = Path(tempfile.mkdtemp(prefix="dmcopy-cuts-", dir=base))
+    """Give a place in memory: a disk that is a file on a real disk would be slow to no purpose.
+
+    By this name the lab's next run removes it, should this process be killed.
+    """
+    base = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix=f"dmcopy-lab-{os.getpid()}-cuts-", dir=base))
     yield folder
     shutil.rmtree(folder)
 
