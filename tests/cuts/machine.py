@@ -127,6 +127,8 @@ class Machine:
             f"{' '.join(words)}: status {result.status} {result.why} in {result.seconds:.1f} s, "
             f"after {done}, ready: {self.has('ready')}, ended: {self.read('ended')}"
         )
+        if self.has("found"):
+            self.story.append(f"found: {self.read('found')}")
         return result
 
     def begin(self, *words: str, cut: Cut) -> None:
@@ -139,7 +141,6 @@ class Machine:
         result = self.boot("again", *words)
         assert result.status == 0, self.tell(result)
         found: dict[str, Any] = json.loads(self.read("found"))  # Any: JSON
-        self.story.append(f"found: {found}")
         return found
 
     # what the guest says
