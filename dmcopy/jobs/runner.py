@@ -200,6 +200,8 @@ class CopyJob:
         if instant is None:
             assert account.begin_time is not None
             self._journal.set_facts(name, self._facts)
+            if self._journal.state(name) == State.DEFINED:  # it was killed between two records
+                self._record.move(State.BEGUN)
             event: events.Event = events.Resumed(
                 job=name, begin_time=account.begin_time, bytes_done=account.done
             )

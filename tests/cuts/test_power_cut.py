@@ -25,14 +25,16 @@ from tests.cuts.machine import TALLY, Machine
 
 pytestmark = [pytest.mark.cuts, pytest.mark.timeout(600)]
 
-HOWS: Final = ("snapshot",)  # and "resume"
+HOWS: Final = ("snapshot", "resume")
 CYCLES: Final = int(os.environ.get("DMCOPY_CUTS", "8"))
 FIRST: Final = int(os.environ.get("DMCOPY_CUTS_SEED", "1"))
 COPY_SECONDS: Final = 5.0  # from the witness to the end of the job, and a little more
 
+_COMMITS: Final = ("commit", "commit#2", "commit#7")
+
 # Before the begin time is recorded the job may be lost; from then on it must not be.
-BEFORE: Final = ("define", "may_leave", "intend", "intend#7")
-BEGUN: Final = ("move begun", "note begun", "move copying", "note progress", "note progress#2")
+BEFORE: Final = ("define", "may_leave", "intend", "intend#7", "set_facts")
+BEGUN: Final = ("note begun", "move begun", "move copying", "note progress", *_COMMITS)
 COPIED: Final = ("move copied", "move verified", "forget_leftovers", "note ended", "move ended")
 
 Found = dict[str, Any]  # Any: JSON
