@@ -23,6 +23,8 @@ class Role(StrEnum):
     COW = "cow"
     SNAP = "snap"
     GATE = "gate"
+    BRAKE = "brake"
+    METER = "meter"
     LEG = "leg"
 
 

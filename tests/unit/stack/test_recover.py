@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import pytest
 
+from dmcopy.core.table import Table
 from dmcopy.errors import DmBusy, DmcopyError
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack import hold, steps
@@ -60,6 +61,23 @@ def test_spliced_origin_gets_its_table_back_before_anything_is_removed(
     assert set(dm.all) == {"data", "other"}
     assert dm.calls[:2] == ["load data", "resume data"]
     assert find_remains(dm, sysfs) == {}
+
+
+def test_braked_origin_is_let_go_and_gets_its_table_back(dm: FakeDm, sysfs: Sysfs) -> None:
+    source = dm.all[device_name("j", Role.SOURCE)].devno
+    gate = _add(dm, Role.GATE, f"0 2048 snapshot-origin {source}")
+    brake = _add(dm, Role.BRAKE, f"0 2048 delay {gate} 0 0 {gate} 0 500 {gate} 0 0")
+    meter = _add(dm, Role.METER, f"0 2048 linear {brake} 0")
+    dm.all["data"].live = Table.parse(f"0 2048 linear {meter} 0")
+    dm.all[device_name("j", Role.GATE)].suspended = True
+    done, left = take_apart(dm, find_remains(dm, sysfs)["j"])
+    assert left == []
+    assert "gave data its table back" in done
+    name = device_name("j", Role.BRAKE)
+    assert dm.calls[2:6] == [f"load {name}", f"resume {name}", "load data", "resume data"]
+    assert dm.calls[:2] == [f"{verb} {device_name('j', Role.GATE)}" for verb in ("clear", "resume")]
+    assert str(dm.all["data"].live) == TABLE
+    assert set(dm.all) == {"data", "other"}
 
 
 def test_loaded_table_of_ours_is_dropped(dm: FakeDm, sysfs: Sysfs) -> None:
