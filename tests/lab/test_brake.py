@@ -25,6 +25,7 @@ from dmcopy.core.targets.delay import Delay
 from dmcopy.engine.validate import Layer, SnapshotValidator
 from dmcopy.errors import PointInTimeLost, Refused
 from dmcopy.kernel.command import Commander
+from dmcopy.kernel.cookie import Cookies
 from dmcopy.kernel.dmioctl import DmIoctl
 from dmcopy.kernel.lvm import Lvm
 from dmcopy.kernel.sysfs import Sysfs
@@ -64,6 +65,17 @@ def pieces(start: int, length: int = 1) -> Extent:
     return Extent(Sectors(start * SEGMENT), Sectors(length * SEGMENT))
 
 
+def dm_in(at: Scene) -> DmIoctl:
+    """Give a device-mapper that waits for udev where it runs."""
+    return DmIoctl(cookies=Cookies(at.folder / "cookies"))
+
+
+def path_of(dm: DmIoctl, role: Role) -> str:
+    info = dm.info(device_name(JOB, role))
+    assert info is not None
+    return Sysfs().node(info.devno)
+
+
 @dataclass
 class Rig:
     """A spliced origin with a brake."""
@@ -78,7 +90,7 @@ class Rig:
     told: list[LiveTables] = field(default_factory=list)
 
     def path(self, role: Role) -> str:
-        return f"/dev/mapper/{device_name(JOB, role)}"
+        return path_of(self.dm, role)
 
     def exceptions(self) -> int:
         """Count the chunks that were saved."""
@@ -129,8 +141,8 @@ def at() -> Iterator[Scene]:
         yield here
 
 
-def spliced_on(at: Scene, origin: str, cow: str) -> Spliced:
-    dm, sysfs = DmIoctl(), Sysfs()
+def spliced_on(dm: DmIoctl, origin: str, cow: str) -> Spliced:
+    sysfs = Sysfs()
     made = splice(
         dm, sysfs, job=JOB, source=discover(origin, dm, sysfs, want_splice=True),
         cow=CowDevices((CowDevice(cow, devno(cow), Sectors(sectors_of(cow))),)), chunk=CHUNK,
@@ -151,12 +163,12 @@ def rigged(at: Scene) -> Iterator[Rig]:
     origin = at.origin(PIECES * PIECE >> 20)
     write_device(origin, pattern(PIECES * PIECE))
     plain = sh("dmsetup", "table", origin)
-    dm = DmIoctl()
-    spliced = spliced_on(at, origin, at.stage.disk(16))
+    dm = dm_in(at)
+    spliced = spliced_on(dm, origin, at.stage.disk(16))
     told: list[LiveTables] = []
     brake = make_brake(dm, origin, told.append)
     try:
-        witness = read_device(f"/dev/mapper/{device_name(JOB, Role.SNAP)}")
+        witness = read_device(path_of(dm, Role.SNAP))
         yield Rig(at, origin, plain, dm, spliced, brake, witness, told)
         brake.off()
     finally:
@@ -348,7 +360,7 @@ def test_write_that_a_stranger_releases_is_saved(rig: Rig, role: Role | None) ->
     rig.brake.on(LONG)
     with rig.writing(3 * PIECE) as took:
         rig.held(1)
-        wait_out(rig.path(role) if role else rig.origin)
+        wait_out(device_name(JOB, role) if role else rig.origin)
         until(lambda: took, "it went", patience=LONG / 3000)
     assert took[3 * PIECE] < LONG / 1000 + SLACK
     assert rig.exceptions() == 1
@@ -538,10 +550,10 @@ STATES = [
 def test_origin_gets_its_table_back_from_any_state(at: Scene, how: str) -> None:
     origin, cow = at.origin(PIECES * PIECE >> 20), at.stage.disk(16)
     plain = sh("dmsetup", "table", origin)
-    dm = DmIoctl()
+    dm = dm_in(at)
     with patch.object(hold_module, "DeadMan", NoDeadMan):
         for state in STATES:
-            spliced = spliced_on(at, origin, cow)
+            spliced = spliced_on(dm, origin, cow)
             brake = make_brake(dm, origin, lambda _: None)
             state(brake, origin, plain)
             writing = threading.Thread(target=timed_write, args=(origin, 5 * PIECE))
