@@ -30,7 +30,7 @@ _HARD_SHARE: Final = 6  # less than a sixth: they are held
 _GENTLE_MS: Final = 50
 _BATCH: Final = Bytes(16 * MIB)  # while the brake is on: what is copied is retired soon
 _BATCH_SECONDS: Final = 0.5
-_WARN_SECONDS: Final = 60.0
+_WARN_SECONDS: Final = 600.0
 
 
 class Grower(Protocol):
@@ -153,6 +153,7 @@ class CowWatch:
             return  # all that can be written fits
         if not self._grow_if_needed(used, total, outlook):
             self._brake_if_needed(used, total, outlook)
+        if self._grower is None or self._grower.can_grow_to() <= total:
             self._warn_if_needed(outlook)
 
     def _status(self) -> SnapshotStatus | None:
