@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from xml.etree import ElementTree as ET
 
-from lab.guest import NO_STATUS, TIME_LIMIT, run
+from lab.guest import CUT, NO_STATUS, TIME_LIMIT, run
 
 _SECONDS: Final = {"uml": 90.0, "qemu": 240.0, "host": 30.0}  # for a boot on a busy machine
 _SYSRQ: Final = "echo %s >/proc/sysrq-trigger; sleep 60"
@@ -29,6 +29,7 @@ class Promise(NamedTuple):
     status: int
     guest: bool = True  # makes sense only where there is a guest to lose
     seconds: float = 0.0  # time limit, if not the engine's
+    cut: bool = False  # the power is cut when the command makes the file "cut"
 
 
 PROMISES: Final = (
@@ -39,6 +40,7 @@ PROMISES: Final = (
     Promise("a guest that switches itself off is no pass", _SYSRQ % "o", NO_STATUS),
     Promise("a guest that hangs ends at its time limit", "sleep 900", TIME_LIMIT, seconds=12.0),
     Promise("a command that is killed is no pass", "kill -KILL $$", 128 + 9, guest=False),
+    Promise("a power cut is told and ends all", '>"$LAB_ARTEFACTS/cut"; sleep 900', CUT, cut=True),
 )
 
 
@@ -68,6 +70,7 @@ def _traces(directory: Path) -> list[str]:
 def _check(engine: str, promise: Promise) -> Outcome:
     started = time.monotonic()
     base = Path(tempfile.mkdtemp(prefix="dmcopy-check-"))
+    wants_cut = base / "artefacts" / "cut"
     try:
         result = run(
             ["sh", "-c", promise.command],
@@ -75,6 +78,7 @@ def _check(engine: str, promise: Promise) -> Outcome:
             timeout=promise.seconds or _SECONDS[engine],
             artefacts=base / "artefacts",
             quiet=True,
+            cut=wants_cut.exists if promise.cut else None,
         )
         shutil.rmtree(base / "artefacts")
         fault = ""

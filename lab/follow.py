@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
     from lab.guest import Job, Launch
 
 _GRACE = 0.2  # seconds between two looks at the output
+_KEEN = 0.01  # where the power may be cut: seconds between two looks at whether it shall be
+_DYING = 10.0  # seconds in which a process that got a SIGKILL must be gone
+
+
+class PowerCut(Exception):
+    """The guest was killed because the caller asked for it."""
+
+
+class Undead(Exception):
+    """A process of the guest outlived its SIGKILL; what it holds cannot be trusted."""
+
 
 # Stands between us and a guest.  When we are killed, and can undo nothing, it gets a TERM and
 # takes the guest along, which is several processes in a group of its own (user-mode Linux makes
@@ -51,11 +63,20 @@ class _Tail:
         self._file.close()
 
 
-def supervise(launch: Launch, job: Job, *, timeout: float, quiet: bool) -> int | None:
+def supervise(
+    launch: Launch,
+    job: Job,
+    *,
+    timeout: float,
+    quiet: bool,
+    cut: Callable[[], bool] | None = None,
+) -> int | None:
     """Run *launch* to its end and give its exit status; None when *timeout* ran out.
 
+    *cut* is asked all the time; when it says so the guest is killed, and `PowerCut` raised.
     Its whole process group is dead when this returns or raises.
     """
+    pause = (_GRACE if timeout > 1 else 0.01) if cut is None else _KEEN
     deadline = time.monotonic() + timeout
     tail = _Tail(job.output, quiet=quiet or job.terminal is not None)
     guard = () if launch.direct else _GUARD
@@ -74,10 +95,13 @@ def supervise(launch: Launch, job: Job, *, timeout: float, quiet: bool) -> int |
         while process.poll() is None:
             if time.monotonic() > deadline:
                 return None
+            if cut is not None and cut():
+                _cut(process.pid)
+                raise PowerCut
             if job.terminal is None:
-                time.sleep(_GRACE if timeout > 1 else 0.01)
+                time.sleep(pause)
                 tail.copy()
-            elif not job.terminal.relay(transcript, wait=_GRACE):
+            elif not job.terminal.relay(transcript, wait=pause):
                 return None
         if job.terminal is not None:
             job.terminal.relay(transcript, wait=0)
@@ -97,3 +121,39 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _cut(guard: int) -> None:
+    """Kill a guest as if its power failed, all of it at once, and wait until it is gone.
+
+    It has a session of its own, whose leader is the guard's only child.  The kernel closes a
+    process's files before it is a zombie, so none holds a disk any more when this returns.
+    """
+    leaders = [pid for pid, (parent, _, _) in _processes().items() if parent == guard]
+    for kill in (os.killpg, os.kill):  # the second for one that has no group of its own yet
+        for pid in leaders:
+            with suppress(ProcessLookupError):
+                kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + _DYING
+    while alive := [
+        pid
+        for pid, (_, session, state) in _processes().items()
+        if session in leaders and state not in "ZX"
+    ]:
+        for pid in alive:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"processes {alive} of the guest outlive their SIGKILL")
+        time.sleep(_KEEN)
+
+
+def _processes() -> dict[int, tuple[int, int, str]]:
+    """Give parent, session and state of each process: proc(5), stat."""
+    found = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with suppress(OSError):
+                stat = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
+                found[int(entry.name)] = (int(stat[1]), int(stat[3]), stat[0])
+    return found

@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ ENGINES: Final = (*GUESTS, "host")
 
 NO_STATUS: Final = 255  # the guest did not boot, panicked, or gave no exit status
 TIME_LIMIT: Final = 124  # as timeout(1) says it
+CUT: Final = 254  # the power was cut because the caller asked for it; no shell makes this one
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -69,7 +70,7 @@ class Disk:
 class Result(NamedTuple):
     """How a command in a guest ended."""
 
-    status: int  # the command's exit status, or NO_STATUS, or TIME_LIMIT
+    status: int  # the command's exit status, or NO_STATUS, TIME_LIMIT, CUT
     output: Path  # what it wrote
     artefacts: Path  # what it left
     seconds: float  # wall time, boot included
@@ -208,12 +209,16 @@ def script(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def panic_in(console: Path) -> str:
+    """Give the line in which the guest's kernel said that it panicked, "" if it did not."""
+    said = console.read_text(errors="replace") if console.exists() else ""
+    return next((line.strip() for line in said.splitlines() if "Kernel panic" in line), "")
+
+
 def read_status(job: Path, console: Path) -> tuple[int, str]:
     """Give the exit status that the guest wrote, or `NO_STATUS` and the reason."""
-    said = console.read_text(errors="replace") if console.exists() else ""
-    panic = next((line for line in said.splitlines() if "Kernel panic" in line), "")
-    if panic:
-        return NO_STATUS, panic.strip()
+    if panic := panic_in(console):
+        return NO_STATUS, panic
     try:
         text = (job / "status").read_text().strip()
     except FileNotFoundError:
@@ -287,13 +292,19 @@ def run(
     tty: bool = False,
     udev: bool = True,
     quiet: bool = False,
+    cut: Callable[[], bool] | None = None,
 ) -> Result:
     """Run *command* in a guest and wait for it; its output appears on our stdout as it comes.
 
-    *timeout* is in seconds and covers the boot.  Raises `LabError` when the engine is not
-    installed or a disk is not there; whatever the guest does is in the result.
+    *timeout* is in seconds and covers the boot.  *cut* is asked every 10 ms; when it gives True
+    all of the guest is killed at that moment, as by a power failure: nothing is synced, and what
+    its disks' files hold then is what they hold when this returns; nobody has them open.
+    Raises `LabError` when the engine is not installed or a disk is not there; whatever the guest
+    does is in the result.
     """
     chosen = engine_of(engine)
+    if cut is not None and engine not in GUESTS:
+        raise LabError(f"engine {engine} has no power to cut")
     if need := chosen.missing():
         raise LabError(f"engine {engine} needs {', '.join(need)}: python -m lab install")
     started = time.monotonic()
@@ -330,15 +341,20 @@ def run(
         job.console.touch()
 
         launch = chosen.launch(job, stack)
-        ended = follow.supervise(
-            launch, job, timeout=timeout - (time.monotonic() - started), quiet=quiet
-        )
-        if ended is None:
-            status, why = TIME_LIMIT, f"ended at the time limit of {timeout:.0f} s"
-        elif launch.direct:
-            status, why = ended, ""
+        remaining = timeout - (time.monotonic() - started)
+        try:
+            ended = follow.supervise(launch, job, timeout=remaining, quiet=quiet, cut=cut)
+        except follow.PowerCut:
+            # A guest that had panicked before was not cut in what it was doing.
+            panic = panic_in(job.console)
+            status, why = (NO_STATUS, panic) if panic else (CUT, "power cut")
         else:
-            status, why = read_status(directory, job.console)
+            if ended is None:
+                status, why = TIME_LIMIT, f"ended at the time limit of {timeout:.0f} s"
+            elif launch.direct:
+                status, why = ended, ""
+            else:
+                status, why = read_status(directory, job.console)
         for path in (job.output, job.console):
             shutil.copy(path, artefacts / f"lab-{path.name}.txt")
     return Result(

@@ -156,10 +156,15 @@ def steps(where: Path, wanted: Sequence[str]) -> dict[str, Step]:
         junit = ["--junit", str(directory / "junit.xml")]
         return Step(directory.name, [*lab, "check", "--engine", engine, *junit, *more], directory)
 
-    host = where / "host"
+    def here(name: str, *tests: str) -> Step:
+        directory = where / name
+        argv = [*pytest, f"--junit-xml={directory / 'junit.xml'}", *tests]
+        return Step(name, argv, directory, collect=tests)
+
     every = ["tests/test_linters.py", "tests/unit", "tests/contract"]
     all_steps = [
-        Step("host", [*pytest, f"--junit-xml={host / 'junit.xml'}", *every], host, collect=every),
+        here("host", *every),
+        here("uml-cuts", "tests/cuts"),  # boots its guests itself, one after the other
         boots("uml"),
         # udev makes each dm device some tenths of a second slower under user-mode Linux
         *(guest(name, 1800, _lab_tests(tests), "--no-udev") for name, tests in _GUESTS.items()),
@@ -246,8 +251,8 @@ def _report(chosen: Sequence[Step]) -> int:
 def main(argv: Sequence[str]) -> int:
     """Run the suite; 0 only when every test passed."""
     # the longest first, so that two slots end at about the same time
-    longest = ("uml-udev", "uml-kill", "uml-copy", "uml-begin")
-    assert {*_GUESTS, "uml-udev"} == {*longest}
+    longest = ("uml-cuts", "uml-udev", "uml-kill", "uml-copy", "uml-begin")
+    assert {*_GUESTS, "uml-udev", "uml-cuts"} == {*longest}
     alone = ("host", "qemu")
     names = ("host", *longest, "check-uml", "check-qemu", "qemu")
     parser = argparse.ArgumentParser(prog="python -m lab.suite", description=__doc__)

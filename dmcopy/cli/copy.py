@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 
 from dmcopy.cli.common import (
     Commands,
@@ -26,10 +27,11 @@ from dmcopy.jobs.spec import (
     DEFAULT_HOLD_LIMIT,
     DEFAULT_SEGMENT,
     DIGESTS,
+    ON_FULL,
     CopySpec,
 )
 from dmcopy.report.jsonlines import JsonLines
-from dmcopy.stack.cow import COW_FORMS, COW_HELP, CowSpec
+from dmcopy.stack.cow import COW_FORMS, COW_HELP, COW_MAX_HELP, CowSpec
 from dmcopy.units import format_size
 
 _EXAMPLES = """\
@@ -85,6 +87,15 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         default=CowSpec(),
         metavar=COW_FORMS,
         help=COW_HELP,
+    )
+    parser.add_argument("--cow-max", type=size, metavar="SIZE", help=COW_MAX_HELP)
+    parser.add_argument(
+        "--on-full",
+        choices=ON_FULL,
+        default=ON_FULL[0],
+        help="when the COW device is about to be full and cannot grow: let the snapshot go, and "
+        "with it the copy, or hold writers, each write at most the hold limit, while what they "
+        "wait for is copied first (default: %(default)s)",
     )
     parser.add_argument(
         "--chunk",
@@ -177,7 +188,8 @@ def _spec(name: str, arguments: argparse.Namespace) -> CopySpec:
         name=name,
         source=arguments.source,
         destination=arguments.destination,
-        cow=arguments.cow,
+        cow=replace(arguments.cow, most=arguments.cow_max),
+        on_full=arguments.on_full,
         chunk=arguments.chunk,
         segment=arguments.segment,
         batch=arguments.batch,

@@ -14,7 +14,7 @@ from rich.text import Text
 from dmcopy.cli.common import Commands, Context, consoles
 from dmcopy.errors import UsageError
 from dmcopy.jobs.overview import JobView, overview
-from dmcopy.report.text import duration
+from dmcopy.report.text import duration, forecast_text
 from dmcopy.units import format_size
 
 _LOG_LINES: Final = 20
@@ -117,6 +117,7 @@ def _whole(view: JobView) -> Table:
             rows += [(name, str(ended[name])) for name in ("digest", "error") if ended[name]]
         elif _done(view):
             rows.append(("done", _done(view)))
+            rows += _forecast(view)
     rows += [("there is", line) for line in view.remains]
     if view.can_resume:
         rows.append(("go on", f"dmcopy resume {view.job}"))
@@ -129,6 +130,19 @@ def _whole(view: JobView) -> Table:
     for name, value in rows:
         table.add_row(Text(name), Text(value, overflow="fold"))
     return table
+
+
+def _forecast(view: JobView) -> list[tuple[str, str]]:
+    """Say how full the COW device is, and what is to be expected of it."""
+    progress = view.record.progress if view.record is not None else None
+    if progress is None or not progress.get("cow_total_bytes"):
+        return []
+    share = progress["cow_used_bytes"] / progress["cow_total_bytes"]
+    rows = [("COW device", f"{share:.0%} of {format_size(progress['cow_total_bytes'])}")]
+    text = forecast_text(progress.get("first"), progress.get("cow_full"))
+    if view.pid is not None and text:
+        rows.append(("forecast", text))
+    return rows
 
 
 def _happened(at: float, event: Mapping[str, Any]) -> tuple[str, str]:  # Any: JSON

@@ -8,8 +8,8 @@ Kernel: drivers/md/dm-snap.c (snapshot_status, __invalidate_snapshot), KERNEL.md
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Final, NamedTuple, Protocol
 
 from dmcopy.errors import DmFailed, PointInTimeLost
 from dmcopy.units import Sectors
@@ -42,6 +42,31 @@ class Validator(Protocol):
         """Look a last time, when everything was read and is durable."""
 
 
+class Layer(NamedTuple):
+    """A device that the origin's writes pass through, and the tables that it may have."""
+
+    name: str  # for a person
+    probe: Probe
+    tables: Collection[bytes]
+
+
+_Words = list[list[bytes]]
+
+
+class _Expected(NamedTuple):
+    what: str
+    probe: Probe
+    raw: frozenset[bytes]
+    words: tuple[_Words, ...]
+
+    def check(self) -> None:
+        said = _ask(self.what, self.probe.table)
+        if said.strip() not in self.raw and _words(said) not in self.words:
+            raise PointInTimeLost(
+                f"the {self.what}'s table was replaced by '{_shown(said)}': writes were not saved"
+            )
+
+
 class SnapshotValidator:
     """The snapshot is valid, and the origin's writes still go through it."""
 
@@ -49,9 +74,27 @@ class SnapshotValidator:
         """*expected_origin_table* is what ``dmsetup table`` says of the spliced origin."""
         self._snapshot = snapshot
         self._origin = origin
-        self._expected = _words(expected_origin_table)
-        self._expected_raw = expected_origin_table.strip()
+        self._expected: tuple[_Expected, ...] = ()
+        self.allow([expected_origin_table])
         self.cow: tuple[Sectors, Sectors] | None = None
+
+    def allow(self, origin_tables: Collection[bytes], layers: Sequence[Layer] = ()) -> None:
+        """Take just these tables for ours from the next check on; any thread may call this.
+
+        To be called before control swaps one in, with the old and the new; and after it, with
+        the new one alone.  *layers* are what lies between origin and source (the brake): a
+        stranger's table on one of them would end the saving as silently as one on the origin.
+        """
+        all_of_them = (Layer("origin", self._origin, origin_tables), *layers)
+        self._expected = tuple(
+            _Expected(
+                layer.name,
+                layer.probe,
+                frozenset(table.strip() for table in layer.tables),
+                tuple(_words(table) for table in layer.tables),
+            )
+            for layer in all_of_them
+        )
 
     def check(self) -> None:
         """Ask the kernel about both, the snapshot first."""
@@ -82,7 +125,9 @@ class SnapshotValidator:
         self.cow = Sectors(int(match[2])), Sectors(int(match[3]))
 
     def check_origin(self) -> None:
-        """Raise `PointInTimeLost` unless the origin's live table is the one that we loaded.
+        """Raise `PointInTimeLost` unless the origin's live table is one that we loaded.
+
+        So are those of the layers below it, where there are any.
 
         A foreign reload (``lvchange --refresh``) takes snapshot-origin out, and the snapshot
         stays valid for ever while nothing is saved: only the table tells.  A table that is
@@ -90,11 +135,16 @@ class SnapshotValidator:
         same one back, which nobody but us does.
         Proof: test_origin_table_replaced_is_noticed_by_the_next_segment.
         """
-        said = _ask("origin", self._origin.table)
-        if said.strip() != self._expected_raw and _words(said) != self._expected:
-            raise PointInTimeLost(
-                f"the origin's table was replaced by '{_shown(said)}': writes were not saved"
-            )
+        while True:
+            expected = self._expected
+            try:
+                for one in expected:
+                    one.check()
+                return
+            except PointInTimeLost:
+                # Control may have announced its next table, and swapped it in, since we began.
+                if self._expected is expected:
+                    raise
 
 
 class IdleValidator:
@@ -137,7 +187,7 @@ def _ask(what: str, question: Callable[[], bytes]) -> bytes:
         raise PointInTimeLost(f"the {what} cannot be asked: {exc}") from exc
 
 
-def _words(table: bytes) -> list[list[bytes]]:
+def _words(table: bytes) -> _Words:
     return [line.split() for line in table.splitlines() if line.strip()]
 
 

@@ -212,6 +212,7 @@ class Service:
                 # no more than one batch.  Proof: test_resume_costs_at_most_one_batch.
                 self._expect("journaled")
                 self._wait_while_paused()
+            self._reading = None
             fields = _fields(copier.counts, reading)
         self._channel.send("copied", **fields, seconds=self._clock() - started)
 

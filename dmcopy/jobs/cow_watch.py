@@ -15,24 +15,28 @@ from dmcopy.core import events
 from dmcopy.core.extent import Extent
 from dmcopy.core.forecast import First, Forecast, Outlook
 from dmcopy.core.targets.snapshot import SnapshotStatus
-from dmcopy.errors import CowCannotGrow, DmcopyError, DmFailed
+from dmcopy.errors import DmcopyError, DmFailed, PointInTimeLost
 from dmcopy.kernel.dm import Dm
+from dmcopy.stack.hold import Instant
 from dmcopy.units import MIB, Bytes, Sectors, format_size, sectors_down, to_bytes
 
 LOOK_SECONDS: Final = 0.1
 _AHEAD_SECONDS: Final = 20.0  # of writes that must always fit: growing takes its time
 _GROW_SHARE: Final = 4  # so much of the COW device, a quarter, is to be free
+_GROW_SHARE_AT_FIRST: Final = 2  # a half, while the rate is not known yet
 _RETRY_SECONDS: Final = 5.0  # after there was no room to grow: others may make some
 _GENTLE_SHARE: Final = 3  # less than a third is free: writers are slowed
 _HARD_SHARE: Final = 6  # less than a sixth: they are held
 _GENTLE_MS: Final = 50
 _BATCH: Final = Bytes(16 * MIB)  # while the brake is on: what is copied is retired soon
 _BATCH_SECONDS: Final = 0.5
-_WARN_SECONDS: Final = 60.0
+_WARN_SECONDS: Final = 600.0
 
 
 class Grower(Protocol):
     """Makes the COW device larger; a stack.grow.Grower is one."""
+
+    holds: list[float]  # seconds that each change held writes
 
     @property
     def size(self) -> Bytes:
@@ -64,6 +68,7 @@ class Brake(Protocol):
     """Holds writes to what is not copied; a stack.brake.Brake is one."""
 
     milliseconds: int
+    holds: list[tuple[str, Instant]]  # each swap: dm name, and how long
 
     @property
     def is_on(self) -> bool:
@@ -90,6 +95,7 @@ class Steer(NamedTuple):
     batches: Callable[[Bytes, float], None]  # how large they are, and how many seconds
     tell: Callable[[events.Event], None]
     warn: Callable[[str], None]
+    hold: Callable[[str, float], None]  # a hold of writes: why, and its seconds
 
 
 class CowWatch:
@@ -123,7 +129,8 @@ class CowWatch:
         self._clock = clock
         self._looked = 0.0
         self._refused = -_RETRY_SECONDS  # when there was no room to grow
-        self._refusals: set[str] = set()
+        self._told: set[str] = set()
+        self._holds = 0  # of the brake, that were told
         self._warned = False
         self._first: tuple[Extent, ...] = ()
         self.cow: tuple[Bytes, Bytes] | None = None  # used and in all, when last looked at
@@ -146,6 +153,7 @@ class CowWatch:
             return  # all that can be written fits
         if not self._grow_if_needed(used, total, outlook):
             self._brake_if_needed(used, total, outlook)
+        if self._grower is None or self._grower.can_grow_to() <= total:
             self._warn_if_needed(outlook)
 
     def _status(self) -> SnapshotStatus | None:
@@ -161,7 +169,8 @@ class CowWatch:
         """Grow; tell whether nothing more need be done."""
         grower = self._grower
         soon = outlook.fill_rate * _AHEAD_SECONDS
-        if total - used > max(total / _GROW_SHARE, soon):
+        share = _GROW_SHARE if outlook.first is not First.UNKNOWN else _GROW_SHARE_AT_FIRST
+        if total - used > max(total / share, soon):
             return True
         if outlook.first is First.DONE and total - used > total / (2 * _GROW_SHARE):
             return True
@@ -173,12 +182,11 @@ class CowWatch:
         started = self._clock()
         try:
             size = grower.grow(min(wanted, grower.can_grow_to()))
-        except (CowCannotGrow, DmcopyError, OSError) as exc:
+        except (DmcopyError, OSError) as exc:
             self._refused = self._clock()
-            if str(exc) not in self._refusals:
-                self._refusals.add(str(exc))
-                self._steer.warn(str(exc))
+            self._warn_once(str(exc))
             return False
+        self._steer.hold("grow", grower.holds[-1] if grower.holds else 0.0)
         self._steer.tell(
             events.Grown(
                 job=self._job,
@@ -191,6 +199,11 @@ class CowWatch:
         return True
 
     # the brake
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._steer.warn(text)
 
     def _brake_if_needed(self, used: Bytes, total: Bytes, outlook: Outlook) -> None:
         if self._make_brake is None:
@@ -216,7 +229,15 @@ class CowWatch:
         if self._brake is None:
             self._steer.batches(_BATCH, _BATCH_SECONDS)
             self._brake = self._make_brake()
-        self._brake.on(milliseconds, self._steer.retire())
+        try:
+            self._brake.on(milliseconds, self._steer.retire())
+        except PointInTimeLost:
+            raise
+        except DmcopyError as exc:  # it is as it was, and tried again at the next look
+            self._warn_once(f"the brake could not be put on: {exc}")
+            return
+        finally:
+            self._tell_holds()
         self._steer.tell(
             events.Braked(
                 job=self._job,
@@ -239,7 +260,20 @@ class CowWatch:
         if self._brake is not None and self._brake.is_on and self.cow is not None:
             used, total = self.cow
             spare = Bytes(max(total - used - total // _HARD_SHARE, 0))
-            self._brake.advance(self._steer.retire(), room=sectors_down(spare))
+            try:
+                self._brake.advance(self._steer.retire(), room=sectors_down(spare))
+            except PointInTimeLost:
+                raise
+            except DmcopyError as exc:  # the brake is on, and is advanced with the next batch
+                self._warn_once(f"the brake could not be advanced: {exc}")
+            finally:
+                self._tell_holds()
+
+    def _tell_holds(self) -> None:
+        if self._brake is not None:
+            for _, instant in self._brake.holds[self._holds :]:
+                self._steer.hold("brake", instant.held)
+            self._holds = len(self._brake.holds)
 
     def _warn_if_needed(self, outlook: Outlook) -> None:
         if self._warned or outlook.full is None or outlook.first is not First.FULL:
@@ -257,6 +291,9 @@ class CowWatch:
     def end(self) -> None:
         """Let go of every write; raises what `Brake.off` raises."""
         if self._brake is not None:
-            brake, self._brake = self._brake, None
-            brake.off()
+            try:
+                self._brake.off()
+            finally:
+                self._tell_holds()
+            self._brake = None
             self._steer.tell(events.Braked(job=self._job, milliseconds=0))

@@ -49,6 +49,10 @@ class Prepared:
     standing: Standing
     earlier: Earlier | None = None  # what was done before, where the job goes on
 
+    def recorded(self, spec: CopySpec) -> dict[str, Any]:  # Any: JSON
+        """Give what the journal keeps of *spec*, which may have changed meanwhile."""
+        return spec.as_json() | {"identity": dict(self.identity)}
+
     def facts(self, sysfs: Sysfs) -> dict[str, Any]:  # Any: JSON
         """Give what `jobs.resume` must know to find the source again, as it is now."""
         source = self.source

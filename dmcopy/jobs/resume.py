@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dmcopy.core import events
+from dmcopy.core.extent import Extent
 from dmcopy.core.table import Table
 from dmcopy.destinations import parse as parse_destination
 from dmcopy.destinations.base import Destination, Surroundings
@@ -26,7 +28,7 @@ from dmcopy.jobs.standing import Json, SplicedNow, Standing, cow_reading
 from dmcopy.jobs.state import State, is_final
 from dmcopy.kernel import identity
 from dmcopy.kernel.sysfs import Sysfs
-from dmcopy.stack.adopt import Adopted, adopt
+from dmcopy.stack.adopt import Adopted, adopt, settle
 from dmcopy.stack.begin import Claim, Spliced
 from dmcopy.stack.cow import CowFileOnHost, CowLv, CowPlan, cow_from_json
 from dmcopy.stack.discover import Provider, Source
@@ -41,13 +43,21 @@ class Taken(Standing):
     """A snapshot that an earlier process of the job spliced in, in this boot."""
 
     def __init__(
-        self, host: Host, source: Source, chunk: Sectors, job: str, files: Sequence[str]
+        self,
+        host: Host,
+        source: Source,
+        spec: CopySpec,
+        *,
+        retired: Sequence[Extent],
+        files: Sequence[str],
     ) -> None:
-        """*files* are those of the COW device, which go at the end."""
+        """*retired* is on record as such, *files* are the COW device's, which go at the end."""
         self._host = host
+        self._hold_limit = spec.hold_limit
+        self._retired = tuple(retired)
         self._source = source
-        self._chunk = chunk
-        self._job = job
+        self._chunk = to_sectors(spec.chunk)
+        self._job = spec.name
         self._files = tuple(files)
         self._adopted: Adopted | None = None
 
@@ -55,8 +65,21 @@ class Taken(Standing):
         return ("# go on with the snapshot that is there",)
 
     def begin(self, record: Callable[[str], None]) -> Instant | None:
-        del record  # nothing is changed
         self.check()
+        adopted = self._adopted
+        assert adopted is not None
+        if adopted.is_braked:
+            assert self._host.dm is not None
+            assert self._source.dm_name is not None
+            record("take out the brake that was left")
+            table = settle(
+                self._host.dm,
+                adopted,
+                job=self._job,
+                name=self._source.dm_name,
+                limit=self._hold_limit,
+            )
+            self._adopted = replace(adopted, origin_table=table, is_braked=False)
         return None
 
     def check(self) -> None:
@@ -69,6 +92,7 @@ class Taken(Standing):
             name=self._source.dm_name,
             original=self._source.table,
             chunk=self._chunk,
+            retired=self._retired,
         )
         self.snapshot = self._host.sysfs.node(self._adopted.snapshot)
 
@@ -236,6 +260,7 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
     rebooted = record.facts["boot_id"] != host.sysfs.boot_id()
     source = _source(record.facts, host, rebooted=rebooted)
     destination = parse_destination(spec.destination)
+    done = journal.done(name)
     copied = record.state in (State.COPIED, State.VERIFIED)
     if copied:
         standing: Standing = Over()
@@ -244,11 +269,12 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
         standing = _reassembled(record, source, spec, host, files)
     elif source.provider is Provider.SPLICE:
         files = [f for f in journal.leftovers(name) if f not in destination.leftovers()]
-        standing = Taken(host, source, to_sectors(spec.chunk), name, files)
+        retired = [Extent(row.extent.start, row.retired) for row in done if row.retired]
+        standing = Taken(host, source, spec, retired=retired, files=files)
     else:
         standing = ClaimedAgain(source, host.sysfs, int(record.facts["idle_writes"]))
     cow = cow_from_json(record.facts["cow"]) if record.facts["cow"] is not None else None
-    mark = _mark(record.facts, destination, has_rows=bool(journal.done(name)))
+    mark = _mark(record.facts, destination, has_rows=bool(done))
     recorded = record.spec["identity"]
     destination.check(
         source.length,

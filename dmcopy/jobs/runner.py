@@ -17,8 +17,6 @@ from types import TracebackType
 from typing import Any, Final
 
 from dmcopy.core import events
-from dmcopy.core.rate import Rate
-from dmcopy.engine.request import runs_of
 from dmcopy.errors import (
     Cancelled,
     DmcopyError,
@@ -28,23 +26,22 @@ from dmcopy.errors import (
 )
 from dmcopy.jobs import settings
 from dmcopy.jobs.account import Account
-from dmcopy.jobs.control import Asked, Desk
+from dmcopy.jobs.conductor import Conductor
+from dmcopy.jobs.control import Desk
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
-from dmcopy.jobs.link import Message, WorkerLink
+from dmcopy.jobs.link import WorkerLink
 from dmcopy.jobs.lock import JobLock
-from dmcopy.jobs.pacing import Pacing
 from dmcopy.jobs.prepare import Prepared, spare_devices
-from dmcopy.jobs.recorder import Recorder
 from dmcopy.jobs.state import State
+from dmcopy.jobs.teller import Teller
 from dmcopy.stack.cow import CowFileOnHost
 from dmcopy.stack.hold import Instant
 from dmcopy.stack.plan import signals_deferred
 from dmcopy.stack.recover import remove_files
-from dmcopy.units import Bytes, format_size, to_sectors
+from dmcopy.units import Bytes, format_size
 
 _NOTE_SECONDS: Final = 1.0  # how often the progress goes to the journal
-_TICK_SECONDS: Final = 0.1  # how often the COW device is looked at
 
 
 class CopyJob:
@@ -66,21 +63,19 @@ class CopyJob:
         self._spec = prepared.spec
         self._host = host
         self._journal = journal
-        self._observer = observer
-        self._clock = clock
-        self._noted = 0.0
         self._new = prepared.earlier is None
         self._begun = not self._new  # from then on an interruption leaves it standing
         self._copied = prepared.earlier is not None and prepared.earlier.copied
         self._opened = False  # what the destination leaves is ours from then on
         self._complete = False
-        self._pausing: list[Asked] = []  # who is told when the copy is paused
-        self._paused = False
-        self._pacing: Pacing | None = None
         self._facts: dict[str, Any] = {}  # Any: JSON
-        self._record = Recorder(journal, self._spec.name, self._warn_only)
         done = sum(row.extent.size for row in journal.done(self._spec.name)) if self._begun else 0
         self._account = Account(prepared, Bytes(done), clock=clock)
+        self._teller = Teller(prepared, journal, self._account, observer)
+        self._record = self._teller.record
+        self._conductor = Conductor(
+            prepared, host, journal, self._teller, self._account, clock=clock
+        )
 
     def run(self) -> events.Ended:
         """Copy; gives the last event, which the observer has seen too.
@@ -116,7 +111,7 @@ class CopyJob:
     def _define(self) -> None:
         settings.apply(self._journal, self._host.places)
         if self._new:
-            self._journal.define(self._spec.name, self._recorded_spec())
+            self._journal.define(self._spec.name, self._prepared.recorded(self._spec))
             for path in self._leftovers():
                 self._journal.may_leave(self._spec.name, path)
 
@@ -130,21 +125,15 @@ class CopyJob:
                 instant = standing.begin(lambda what: self._journal.intend(self._spec.name, what))
                 self._has_begun(instant)
                 self._record.move(State.COPYING)
-                worker.send("copy", **standing.reading(), **self._what_is_left())
-                if self._spec.rate.auto:
-                    self._pacing = self._paced(worker)
-                self._follow(worker, "copied", desk)
-                self._pacing = None
+                self._conductor.copy(worker, desk, standing.reading())
                 # The image is durable at the destination: the application need not wait for more.
                 self._take_apart()
                 self._record.move(State.COPIED)
                 self._copied = True
-                while self._pausing:
-                    self._pausing.pop().refuse(f"job {self._spec.name} has copied everything")
             self._verify_if_wanted(worker, desk)
             with signals_deferred():  # it happens, or it does not
                 worker.send("complete")
-                self._follow(worker, "complete", None)
+                self._conductor.follow(worker, "complete", None)
                 self._complete = True
 
     def _leftovers(self) -> list[str]:
@@ -170,7 +159,7 @@ class CopyJob:
             identity=dict(prepared.identity),
             resume=dict(earlier.mark) if earlier is not None and earlier.mark is not None else None,
         )
-        message = self._follow(worker, "ready", None)
+        message = self._conductor.follow(worker, "ready", None)
         self._opened = True
         self._facts = {
             **prepared.facts(self._host.sysfs),
@@ -185,15 +174,15 @@ class CopyJob:
         if instant is None:
             assert account.begin_time is not None
             self._journal.set_facts(name, self._facts)
-            event: events.Event = events.Resumed(
-                job=name, begin_time=account.begin_time, bytes_done=account.done
+            if self._journal.state(name) == State.DEFINED:  # it was killed between two records
+                self._record.move(State.BEGUN)
+            self._teller.happened(
+                events.Resumed(job=name, begin_time=account.begin_time, bytes_done=account.done)
             )
-            self._record.log(event.as_json())
-            self._observer(event)
             return
         account.begin_time = instant.text
         if standing.snapshot is not None:
-            self._hold("begin", instant.held)
+            self._teller.hold("begin", instant.held)
         begun = events.Begun(
             job=name,
             source=self._prepared.source.path,
@@ -206,150 +195,25 @@ class CopyJob:
             self._journal.note(name, "begun", begun.as_json())
             self._journal.move(name, State.BEGUN)
             self._begun = True
-        self._observer(begun)
+        self._teller.tell(begun)
         if standing.snapshot is not None and instant.held > self._spec.hold_limit:
-            self._warn(
+            self._teller.warn(
                 f"writes to {self._prepared.source.path} were held for {instant.held:.3f} s, more "
                 f"than the limit of {self._spec.hold_limit:g} s: its file system took that long "
                 "to freeze"
             )
 
-    def _what_is_left(self) -> dict[str, object]:
-        done = self._journal.done(self._spec.name)
-        return {
-            "done": [(row.extent.start, row.extent.length) for row in done],
-            "batch_sectors": to_sectors(self._spec.batch),
-            "cap_path": str(self._host.places.cap),
-            "rate_bytes": self._spec.rate.limit,
-        }
-
-    def _hold(self, reason: str, seconds: float) -> None:
-        self._account.holds.append(seconds)
-        event = events.Hold(
-            job=self._spec.name,
-            device=self._prepared.source.path,
-            reason=reason,
-            seconds=seconds,
-        )
-        self._observer(event)
-
-    def _warn(self, message: str) -> None:
-        self._record.log(self._warn_only(message).as_json())
-
-    def _warn_only(self, message: str) -> events.Warned:
-        event = events.Warned(job=self._spec.name, message=message)
-        self._observer(event)
-        return event
-
-    # while the worker works
-
-    def _follow(self, worker: WorkerLink, until: str, desk: Desk | None) -> Message:
-        """Take the worker's messages until the one that is waited for; serve who asks."""
-        also = () if desk is None else (desk.fileno(),)
-        while True:
-            message = worker.receive(_TICK_SECONDS, *also)
-            if desk is not None:
-                for asked in desk.asked():
-                    self._serve(asked, worker)
-            if self._pacing is not None and not self._paused:
-                self._pacing.tick(self._account.done)
-            if message is None:
-                continue
-            match message["is"]:
-                case "progress" | "copied":
-                    self._progress(message)
-                case "durable":
-                    self._progress(message)
-                    self._commit(message)
-                    worker.send("journaled")
-                case "paused":
-                    self._pause()
-                case "warning":
-                    self._warn(str(message["message"]))
-            if message["is"] == until:
-                return message
-
-    def _progress(self, message: Message) -> None:
-        if message["is"] == "copied":
-            self._account.copy_seconds = message["seconds"]
-        event = self._account.progress(message)
-        if message["is"] == "durable" or self._clock() - self._noted > _NOTE_SECONDS:
-            self._noted = self._clock()
-            self._record.progress(event.as_json())
-        self._observer(event)
-
-    def _commit(self, message: Message) -> None:
-        """Put on record what is durable at the destination: it is never copied again."""
-        rows = [(run.extent, run.digest) for run in runs_of(message["rows"])]
-        self._record.commit(rows, self._account.counts())
-
-    def _serve(self, asked: Asked, worker: WorkerLink) -> None:
-        match asked.verb:
-            case "pause" if self._paused:
-                asked.answer()
-            case "pause" if self._begun and not self._copied:
-                self._pausing.append(asked)
-                worker.send("pause")
-            case "pause":
-                asked.refuse(f"job {self._spec.name} is not copying, so it cannot be paused")
-            case "resume":
-                self._go_on(asked, worker)
-            case "set":
-                self._set_rate(Rate.parse(asked.request["rate"]), worker)
-                asked.answer()
-            case "cancel":
-                asked.answer()
-                raise Cancelled("cancelled")
-            case _:
-                asked.refuse(f"a running job does not know '{asked.verb}'")
-
-    def _set_rate(self, rate: Rate, worker: WorkerLink) -> None:
-        self._spec = self._spec.at_rate(rate)
-        self._record.spec(self._recorded_spec())
-        worker.send("rate", rate_bytes=rate.limit)
-        self._pacing = self._paced(worker) if rate.auto else None
-
-    def _paced(self, worker: WorkerLink) -> Pacing:
-        def set_rate(rate: Bytes) -> None:
-            worker.send("rate", rate_bytes=rate)
-
-        return Pacing(self._host.sysfs, self._prepared.source.devno, set_rate, clock=self._clock)
-
-    def _recorded_spec(self) -> dict[str, Any]:  # Any: JSON
-        return self._spec.as_json() | {"identity": dict(self._prepared.identity)}
-
-    def _pause(self) -> None:
-        self._paused = True
-        self._record.move(State.PAUSED)
-        event = events.Paused(job=self._spec.name, bytes_done=self._account.done)
-        self._record.log(event.as_json())
-        self._observer(event)
-        while self._pausing:
-            self._pausing.pop().answer()
-
-    def _go_on(self, asked: Asked, worker: WorkerLink) -> None:
-        if not self._paused:
-            asked.refuse(f"job {self._spec.name} is running")
-            return
-        self._paused = False
-        self._record.move(State.COPYING)
-        worker.send("go")
-        self._has_begun(None)
-        asked.answer()
-
     def _verify_if_wanted(self, worker: WorkerLink, desk: Desk) -> None:
-        done = self._journal.done(self._spec.name)
-        if len(done) == 1:  # one run is the whole image
-            self._account.digest = done[0].digest
+        runs = self._conductor.runs
+        if len(runs) == 1:  # one run is the whole image
+            self._account.digest = runs[0].digest
         if not self._spec.verify:
             return
-        rows = [(row.extent.start, row.extent.length, row.digest) for row in done]
-        worker.send("verify", rows=rows)
-        message = self._follow(worker, "verified", desk)
+        message = self._conductor.verify(worker, desk)
         self._account.verified = True
         self._account.digest = message["digest"]
         self._record.move(State.VERIFIED)
-        self._observer(
+        self._teller.tell(
             events.Verified(
                 job=self._spec.name,
                 digest=message["digest"],
@@ -373,6 +237,7 @@ class CopyJob:
         trace: TracebackType | None,
     ) -> None:
         """Take everything apart that is not to be kept."""
+        self._conductor.release(worker_gone=True)
         if self._can_go_on(error) and not self._complete:
             return
         left: list[str] = []
@@ -391,9 +256,10 @@ class CopyJob:
 
     def _take_apart(self) -> None:
         """Give the origin its table back and remove what is ours; once is enough."""
+        self._conductor.release()
         held = self._prepared.standing.end()
         if held is not None:
-            self._hold("end", held)
+            self._teller.hold("end", held)
 
     def _end(self, error: BaseException | None) -> events.Ended:
         event = self._ended(error)
@@ -423,7 +289,7 @@ class CopyJob:
             kind=failure.kind if failure else None,
             left=failure.left if isinstance(failure, LeftBehind) else (),
         )
-        self._observer(event)
+        self._teller.tell(event)
         return event
 
     def _advice(self, failure: DmcopyError) -> str:

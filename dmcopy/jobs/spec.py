@@ -17,6 +17,7 @@ DEFAULT_SEGMENT: Final = Bytes(4 * MIB)
 DEFAULT_BATCH: Final = Bytes(1 * GIB)
 DEFAULT_HOLD_LIMIT: Final = 2.0
 DIGESTS: Final = ("sha256", "none")
+ON_FULL: Final = ("fail", "hold")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class CopySpec:
     batch: Bytes = DEFAULT_BATCH  # made durable together: what an interruption costs at most
     digest: str = "sha256"
     verify: bool = False
+    on_full: str = "fail"
     rate: Rate = field(default_factory=Rate)
     overwrite_signature: bool = False
     hold_limit: float = DEFAULT_HOLD_LIMIT  # seconds

@@ -26,10 +26,10 @@ from dmcopy.engine.channel import Channel
 from dmcopy.engine.copier import DirectSource, SegmentReader
 from dmcopy.engine.exceptions_view import CowView, NullView
 from dmcopy.engine.pipeline import Stop
-from dmcopy.engine.request import CopyRequest, CowRequest, OpenRequest
+from dmcopy.engine.request import CopyRequest, CowRequest, OpenRequest, TablesRequest
 from dmcopy.engine.runs import Digest
 from dmcopy.engine.throttle import HostCap, Throttle
-from dmcopy.engine.validate import IdleValidator, SnapshotValidator
+from dmcopy.engine.validate import IdleValidator, Layer, SnapshotValidator
 from dmcopy.engine.worker import Reading, Service, WorkSession
 from dmcopy.errors import SourceFailed
 from dmcopy.kernel.blkdev import BlockDevice
@@ -115,7 +115,15 @@ def _cow(request: CowRequest, source: DirectSource, length: Sectors) -> Iterator
                 Probe(control, devno=request.origin_devno),
                 request.origin_table,
             )
-            yield Reading(SegmentReader(source, view, validator), view, validator)
+
+            def allow(tables: TablesRequest) -> None:
+                layers = [
+                    Layer(uuid, Probe(control, uuid=uuid), allowed)
+                    for uuid, allowed in tables.layers
+                ]
+                validator.allow(tables.origin, layers)
+
+            yield Reading(SegmentReader(source, view, validator), view, validator, allow)
     finally:
         os.close(control)
 

@@ -7,7 +7,7 @@ that receives the events, never by a thread of its own: a begin wants one thread
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
@@ -55,9 +55,18 @@ def cow_text(event: events.Progress) -> str:
         return ""
     share = event.cow_used_bytes / event.cow_total_bytes
     text = f"COW {share:.0%} of {format_size(event.cow_total_bytes)}"
-    if event.cow_full_seconds is not None:
-        text += f", full in {duration(event.cow_full_seconds)}"
-    return text
+    return ", ".join(filter(None, [text, forecast_text(event.first, event.cow_full)]))
+
+
+def forecast_text(first: str | None, full: Sequence[float | None] | None) -> str:
+    """Write when the COW device would be full, if that may be before the copy is done."""
+    if full is None or first not in ("full", "unsure"):
+        return ""
+    low, _, high = full
+    when = f"full in {duration(low or 0)} " + (
+        f"to {duration(high)}" if high is not None else "or later"
+    )
+    return f"{when}, before the copy is done" if first == "full" else when
 
 
 _NO_DIGEST: Final = "not known (none was asked for, or the copy was not made in one go)"
@@ -84,6 +93,13 @@ class TextReport:
                 self._begun(event)
             case events.Progress():
                 self._progress(event)
+            case events.Grown():
+                self._say(
+                    f"COW device grown to {format_size(event.cow_total_bytes)}, of at most "
+                    f"{format_size(event.cow_most_bytes)}"
+                )
+            case events.Braked():
+                self._say(_braked(event), style="yellow" if event.milliseconds else "")
             case events.Paused():
                 self._say(f"paused at {format_size(event.bytes_done)}; the point in time stays")
             case events.Resumed():
@@ -168,6 +184,15 @@ class TextReport:
         for name, value in rows:
             table.add_row(Text(name), Text(value, overflow="fold"))
         self._out.print(table)
+
+
+def _braked(event: events.Braked) -> str:
+    if not event.milliseconds:
+        return "writers are no longer held"
+    return (
+        f"the COW device is nearly full: each write to what is not copied yet waits up to "
+        f"{event.milliseconds} ms"
+    )
 
 
 def _bar(event: events.Progress) -> RenderableType:

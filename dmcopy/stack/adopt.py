@@ -2,18 +2,26 @@
 
 All of it is in the kernel: the snapshot has saved what was overwritten since, whether or not
 somebody ran.  So it is enough to look: at the origin's table, at the devices of ours under
-it, and at the snapshot's own word that it is valid.  Changes nothing.
+it, and at the snapshot's own word that it is valid.  A range that passes the snapshot by must
+be on record as retired: it is not read again.  `adopt` changes nothing; `settle` takes out a
+brake that was left.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dmcopy.core.table import Table
+from dmcopy.core.extent import Extent
+from dmcopy.core.table import Row, Table
+from dmcopy.core.targets.delay import Delay
 from dmcopy.core.targets.linear import Linear
 from dmcopy.core.targets.snapshot import Snapshot, SnapshotOrigin, SnapshotStatus
 from dmcopy.errors import DmFailed, PointInTimeLost, Refused
 from dmcopy.kernel.dm import Dm, DmInfo
+from dmcopy.stack.gate import not_retired, over, saving
+from dmcopy.stack.hold import Swap
+from dmcopy.stack.layers import LAYERS, Layers
 from dmcopy.stack.names import Role
 from dmcopy.stack.recover import Remains
 from dmcopy.units import Sectors
@@ -29,23 +37,32 @@ class Adopted:
     snapshot: str
     snapshot_uuid: str
     origin_table: Table
+    unsaved: tuple[Extent, ...]  # what passes the snapshot by
+    is_braked: bool
 
 
-def adopt(dm: Dm, remains: Remains, *, name: str, original: Table, chunk: Sectors) -> Adopted:
+def adopt(
+    dm: Dm,
+    remains: Remains,
+    *,
+    name: str,
+    original: Table,
+    chunk: Sectors,
+    retired: Sequence[Extent],
+) -> Adopted:
     """Look whether the origin *name*, whose table was *original*, is still as the job left it.
 
-    Raises `PointInTimeLost` with the reason when it is not, `Refused` when somebody holds it.
+    *retired* is what the journal says need not be saved any more.  Raises `PointInTimeLost`
+    with the reason when it is not, `Refused` when somebody holds it.
     """
     origin = dm.info(name)
     if origin is None:
-        raise PointInTimeLost(f"the device {name} is gone, and with it its writes were not saved")
+        raise PointInTimeLost(f"the device {name} is gone, so its writes were not saved")
     source, cow, snapshot = (_device(remains, role) for role in (Role.SOURCE, Role.COW, Role.SNAP))
     if origin.suspended:
         raise Refused(f"{name} is suspended", way_out=f"see who holds it; dmsetup resume {name}")
     length = original.length
-    ours = Table.of(SnapshotOrigin(length, source.devno))
     expected = (
-        (name, ours),
         (source.name, original),
         (snapshot.name, Table.of(Snapshot(length, source.devno, cow.devno, chunk))),
     )
@@ -55,6 +72,12 @@ def adopt(dm: Dm, remains: Remains, *, name: str, original: Table, chunk: Sector
             raise PointInTimeLost(f"the table of {device} is '{live}', not '{table}' as it was")
     if not all(isinstance(row.target, Linear) for row in _table(dm, cow.name).rows):
         raise PointInTimeLost(f"the table of {cow.name} was replaced")
+    live, unsaved, is_braked = _path(dm, remains, origin, source, length)
+    missed = not_retired(unsaved, list(retired))
+    if missed:
+        raise PointInTimeLost(
+            f"writes to {name} at byte {missed[0].offset} were not saved, and that is not copied"
+        )
     (said,) = dm.status(snapshot.name, flush=False)
     if not SnapshotStatus.parse(said.text).is_valid:
         raise PointInTimeLost(
@@ -67,8 +90,69 @@ def adopt(dm: Dm, remains: Remains, *, name: str, original: Table, chunk: Sector
         cow=cow.devno,
         snapshot=snapshot.devno,
         snapshot_uuid=snapshot.uuid,
-        origin_table=ours,
+        origin_table=live,
+        unsaved=tuple(unsaved),
+        is_braked=is_braked,
     )
+
+
+def settle(dm: Dm, adopted: Adopted, *, job: str, name: str, limit: float) -> Table:
+    """Take out a brake that a killed process left; gives the origin's table.
+
+    *limit* is the longest hold in seconds.  What passed the snapshot by goes on doing so.
+    """
+    layers = Layers(dm, job)
+    layers.let_go(limit=limit)
+    table = saving(adopted.origin_table.length, adopted.source, list(adopted.unsaved))
+    Swap(dm=dm, name=name, limit=limit, lockfs=False, flush=False, needed=True)(table)
+    layers.remove()
+    return table
+
+
+def _path(
+    dm: Dm, remains: Remains, origin: DmInfo, source: DmInfo, length: Sectors
+) -> tuple[Table, list[Extent], bool]:
+    """Follow the origin's writes down to the snapshot.
+
+    Gives the origin's table, what passes the snapshot by, and whether a brake is in the way.
+    """
+    live = _table(dm, origin.name)
+    layers = [info for role in LAYERS if (info := remains.devices.get(role)) is not None]
+    if len(layers) != len(LAYERS) or live != over(length, layers[0].devno):
+        # no brake, or one that was not yet, or no longer, under the origin
+        return live, _unsaved(live, origin.name, source.devno, None), bool(layers)
+    unsaved: list[Extent] = []
+    below = [*(info.devno for info in layers[1:]), None]
+    for info, under in zip(layers, below, strict=True):
+        unsaved += _unsaved(_table(dm, info.name), info.name, source.devno, under)
+    return live, unsaved, True
+
+
+def _unsaved(table: Table, name: str, source: str, under: str | None) -> list[Extent]:
+    """Give what *table* maps past the snapshot: straight to the *source*.
+
+    All else must go through snapshot-origin or to the device *under*.
+    """
+    unsaved = []
+    for row in table.rows:
+        target = row.target
+        if isinstance(target, SnapshotOrigin) and target.device == source:
+            continue
+        if under is not None and _leads_to(row, under):
+            continue
+        if not _leads_to(row, source) or not isinstance(target, Linear):
+            raise PointInTimeLost(f"the table of {name} was replaced by '{table}'")
+        unsaved.append(Extent(row.start, target.length))
+    return unsaved
+
+
+def _leads_to(row: Row, devno: str) -> bool:
+    target = row.target
+    if isinstance(target, Linear):
+        return target.device == devno and target.offset == row.start
+    if isinstance(target, Delay):
+        return all(path.device == devno and path.offset == row.start for path in target.paths)
+    return False
 
 
 def _device(remains: Remains, role: Role) -> DmInfo:

@@ -28,6 +28,7 @@ from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.cow import CowDevices, CowFileOnHost, CowPlan
 from dmcopy.stack.discover import Source
 from dmcopy.stack.hold import Instant, Swap
+from dmcopy.stack.layers import Layers
 from dmcopy.stack.names import Role, device_name, device_uuid
 from dmcopy.stack.plan import Plan, Step
 from dmcopy.stack.steps import (
@@ -52,10 +53,18 @@ class Splice(Step):
     """
 
     def __init__(
-        self, dm: Dm, name: str, *, original: Table, ours: Callable[[], Table], limit: float
+        self,
+        dm: Dm,
+        name: str,
+        *,
+        job: str,
+        original: Table,
+        ours: Callable[[], Table],
+        limit: float,
     ) -> None:
         self._dm = dm
         self._name = name
+        self._job = job
         self._original = original
         self._ours = ours
         self._limit = limit
@@ -74,6 +83,8 @@ class Splice(Step):
         self.instant = Swap(dm=self._dm, name=self._name, limit=self._limit)(self._ours())
 
     def undo(self) -> None:
+        layers = Layers(self._dm, self._job)  # of the brake, where it is still on
+        layers.let_go(limit=self._limit)
         # Without lockfs: nothing needs a clean file system now, and a freeze could wait.
         swap = Swap(
             dm=self._dm,
@@ -83,9 +94,10 @@ class Splice(Step):
             flush=False,
             needed=True,
         )
-        held = restore_origin(self._dm, self._name, self._original, self._ours(), swap=swap)
+        held = restore_origin(self._dm, self._name, self._original, layers.is_origin, swap=swap)
         if held is not None:
             self.end_held = held
+        layers.remove()
 
 
 class Claim(Step):
@@ -165,7 +177,7 @@ def splice(
     def ours() -> Table:
         return Table.of(SnapshotOrigin(length, under.devno()))
 
-    swap = Splice(dm, name, original=original, ours=ours, limit=hold_limit)
+    swap = Splice(dm, name, job=job, original=original, ours=ours, limit=hold_limit)
     sync = [SyncFileSystems(source.mounts)] if source.mounts else []
     plan = Plan(
         job=job,

@@ -13,11 +13,10 @@ from os import stat as os_stat
 from typing import Final
 
 from dmcopy.core.table import Table
-from dmcopy.core.targets.snapshot import SnapshotOrigin
 from dmcopy.errors import Refused, UsageError
 from dmcopy.kernel.dm import Dm, DmInfo
 from dmcopy.kernel.sysfs import Sysfs
-from dmcopy.stack.names import owner
+from dmcopy.stack.names import Role, owner
 from dmcopy.units import Bytes, Sectors, sectors_down
 
 _LASTING_SECONDS: Final = 1.0
@@ -27,6 +26,9 @@ _LASTING_SECONDS: Final = 1.0
 _STATELESS: Final = frozenset(
     {"linear", "striped", "unstriped", "zero", "error", "delay", "flakey", "dust"}
 )
+
+# What an origin's table names while it is copied: the source, or what the brake lays over it.
+_UNDER_ORIGIN: Final = frozenset({Role.SOURCE, Role.GATE, Role.BRAKE, Role.METER})
 
 _OWNERS: Final = (
     (
@@ -172,17 +174,14 @@ def _refuse_ours(path: str, info: DmInfo, table: Table, dm: Dm | None) -> None:
         raise Refused(
             f"{path} is suspended", way_out=f"see who holds it; dmsetup resume {info.name}"
         )
-    for row in table.rows:
-        if not isinstance(row.target, SnapshotOrigin) or dm is None:
-            continue
-        for under in dm.devices():
-            job = owner(under.uuid)
-            if under.devno == row.target.device and job is not None:
-                raise Refused(
-                    f"{path} is being copied already, by job {job.job}",
-                    way_out=f"wait for it (dmcopy status {job.job}); if it died: "
-                    f"dmcopy rescue {job.job}",
-                )
+    for under in dm.devices() if dm is not None else ():
+        job = owner(under.uuid)
+        if job is not None and job.role in _UNDER_ORIGIN and under.devno in table.devices():
+            raise Refused(
+                f"{path} is being copied already, by job {job.job}",
+                way_out=f"wait for it (dmcopy status {job.job}); if it died: "
+                f"dmcopy rescue {job.job}",
+            )
 
 
 def _why_no_splice(path: str, info: DmInfo, table: Table) -> Refused | None:

@@ -49,6 +49,8 @@ class Role(StrEnum):
     COW = "cow"
     SNAP = "snap"
     GATE = "gate"
+    BRAKE = "brake"
+    METER = "meter"
     LEG = "leg"
 
 

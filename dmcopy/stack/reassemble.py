@@ -187,7 +187,7 @@ def reassembled(
     def ours() -> Table:
         return Table.of(SnapshotOrigin(length, under.devno()))
 
-    swap = Splice(dm, name, original=original, ours=ours, limit=hold_limit)
+    swap = Splice(dm, name, job=job, original=original, ours=ours, limit=hold_limit)
     plan = Plan(
         job=job,
         prepare=[

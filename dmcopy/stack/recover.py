@@ -2,7 +2,8 @@
 
 Everything of ours has a dm uuid that names the job and the role, and the ``-source`` device
 *is* the origin's original table.  So a job can be taken apart without its journal: whichever
-device has a ``snapshot-origin`` over our source gets the source's table back.
+device leads to our source, or to a layer of the brake over it (`gate`), gets the source's table
+back.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from dmcopy.core.table import Table
-from dmcopy.core.targets.snapshot import SnapshotOrigin
 from dmcopy.errors import DmcopyError, DmFailed
 from dmcopy.kernel.dm import Dm, DmInfo
 from dmcopy.kernel.lvm import Lvm
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.cow import cow_file_name
 from dmcopy.stack.hold import Swap
+from dmcopy.stack.layers import LAYERS, Layers
 from dmcopy.stack.names import Role, lv_owner, lv_tag, owner
 from dmcopy.stack.plan import signals_deferred
 from dmcopy.stack.steps import remove_device, restore_origin
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _HOLD_LIMIT: Final = 10.0  # seconds; a rescue may take longer than an everyday end
 
 # Top first: what is above must go before what it uses.
-_ORDER = (Role.GATE, Role.SNAP, Role.COW, Role.LEG, Role.SOURCE)
+_ORDER = (*LAYERS, Role.SNAP, Role.COW, Role.LEG, Role.SOURCE)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Remains:
         return [
             *(
                 f"{origin.name} has "
-                + ("a snapshot-origin table of ours" if origin.live else "a table of ours loaded")
+                + ("a table of ours" if origin.live else "a table of ours loaded")
                 for origin in self.origins
             ),
             *(f"device {info.name}" for info in self.devices.values()),
@@ -89,28 +89,24 @@ def find_remains(dm: Dm, sysfs: Sysfs) -> dict[str, Remains]:
     for remains in found.values():
         source = remains.devices.get(Role.SOURCE)
         if source is not None:
-            remains.origins = _origins(dm, devices, source.devno)
+            remains.origins = _origins(dm, devices, Layers(dm, remains.job))
         cow = remains.devices.get(Role.COW)
         if cow is not None:
             remains.loops = _loops(sysfs, dm.deps(cow.name))
     return found
 
 
-def _origins(dm: Dm, devices: Iterable[DmInfo], source: str) -> list[Origin]:
+def _origins(dm: Dm, devices: Iterable[DmInfo], layers: Layers) -> list[Origin]:
     origins = []
     for info in devices:
+        if owner(info.uuid) is not None:
+            continue  # the layers lead to the source as well
         with suppress(DmFailed):  # it may have gone meanwhile
-            if _is_over(dm.table(info.name), source):
+            if layers.is_origin(dm.table(info.name)):
                 origins.append(Origin(info.name, True))
-            elif info.inactive and _is_over(dm.table(info.name, inactive=True), source):
+            elif info.inactive and layers.is_origin(dm.table(info.name, inactive=True)):
                 origins.append(Origin(info.name, False))
     return origins
-
-
-def _is_over(table: Table, source: str) -> bool:
-    return any(
-        isinstance(row.target, SnapshotOrigin) and row.target.device == source for row in table.rows
-    )
 
 
 def _loops(sysfs: Sysfs, devnos: Iterable[str]) -> list[tuple[str, str]]:
@@ -140,11 +136,16 @@ def take_apart(dm: Dm, remains: Remains) -> TakenApart:
     done: list[str] = []
     left: list[str] = []
     holds: list[float] = []
+    layers = Layers(dm, remains.job)
     with signals_deferred():
         left += _resume_below(dm, remains)
+        try:
+            layers.let_go(limit=_HOLD_LIMIT)
+        except DmcopyError as exc:  # what is held goes on when its time is over
+            left.append(str(exc))
         for origin in remains.origins:
             try:
-                done += _release_origin(dm, origin, remains, holds)
+                done += _release_origin(dm, origin, remains, layers, holds)
             except DmcopyError as exc:
                 left.append(str(exc))
         for role in _ORDER:
@@ -178,7 +179,9 @@ def _resume_below(dm: Dm, remains: Remains) -> list[str]:
     return left
 
 
-def _release_origin(dm: Dm, origin: Origin, remains: Remains, holds: list[float]) -> list[str]:
+def _release_origin(
+    dm: Dm, origin: Origin, remains: Remains, layers: Layers, holds: list[float]
+) -> list[str]:
     info = dm.info(origin.name)
     if info is None:
         return []
@@ -189,7 +192,7 @@ def _release_origin(dm: Dm, origin: Origin, remains: Remains, holds: list[float]
         return [f"dropped the loaded table of {origin.name}"]
     original = dm.table(remains.devices[Role.SOURCE].name)
     swap = Swap(dm=dm, name=origin.name, limit=_HOLD_LIMIT, lockfs=False, flush=False, needed=True)
-    held = restore_origin(dm, origin.name, original, dm.table(origin.name), swap=swap)
+    held = restore_origin(dm, origin.name, original, layers.is_origin, swap=swap)
     holds += [held] if held is not None else []
     return [f"gave {origin.name} its table back"]
 

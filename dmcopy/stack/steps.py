@@ -238,16 +238,18 @@ class SyncFileSystems(Step):
         """Nothing to undo."""
 
 
-def restore_origin(dm: Dm, name: str, original: Table, ours: Table, *, swap: Swap) -> float | None:
-    """Give the origin its *original* table back if *ours* is live; seconds of the hold.
+def restore_origin(
+    dm: Dm, name: str, original: Table, is_ours: Callable[[Table], bool], *, swap: Swap
+) -> float | None:
+    """Give the origin its *original* table back if one of ours is live; seconds of the hold.
 
-    Gives None when our table is not live: then it is dropped from the inactive slot, and a
-    suspended device is resumed.  Raises what *swap* raises, and `DmcopyError` when the table
-    afterwards is not the original.
+    Gives None when none is: then one of ours is dropped from the inactive slot, and a suspended
+    device is resumed.  Raises what *swap* raises, and `DmcopyError` when the table afterwards is
+    not the original.  What the brake holds must have been let go before (`layers`).
     """
-    if dm.table(name) != ours:
+    if not is_ours(dm.table(name)):
         info = dm.info(name)
-        if info is not None and info.inactive and dm.table(name, inactive=True) == ours:
+        if info is not None and info.inactive and is_ours(dm.table(name, inactive=True)):
             dm.clear(name)
         if info is not None and info.suspended:
             dm.resume(name, lockfs=False)

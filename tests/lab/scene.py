@@ -34,7 +34,7 @@ from tests.lab.stage import Stage, patiently, sh
 CHECKOUT: Final = Path(__file__).parents[2]
 SLACK: Final = 1.0 if os.environ.get("LAB_GUEST") == "uml" else 3.0  # seconds a slow guest may add
 _PATIENCE: Final = 30.0
-_HELPERS: Final = ("dmcopy.jobs.worker", "dmcopy.stack.watch")
+_HELPERS: Final = ("dmcopy.jobs.worker", "dmcopy.stack.watch", "dmcopy.stack.unbrake")
 
 
 class Ran(NamedTuple):

@@ -21,8 +21,8 @@ from unittest.mock import patch
 import pytest
 
 from dmcopy.errors import CowCannotGrow
+from dmcopy.jobs.host import Host
 from dmcopy.jobs.overview import overview, rescue
-from dmcopy.jobs.runner import Host
 from dmcopy.kernel.dm import Dm
 from dmcopy.kernel.lvm import Lvm
 from dmcopy.stack import begin, grow

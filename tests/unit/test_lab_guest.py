@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from lab import qemu
-from lab.guest import NO_STATUS, Disk, LabError, environment, parse_size, read_status, script
+from lab.guest import (
+    NO_STATUS,
+    Disk,
+    LabError,
+    environment,
+    parse_size,
+    read_status,
+    run,
+    script,
+)
 from lab.install import installed
 from lab.residue import process
 
@@ -76,6 +85,11 @@ def test_panic_is_no_pass_even_after_a_status(tmp_path: Path) -> None:
     status, why = read_status(tmp_path, console)
     assert status == NO_STATUS
     assert "Attempted to kill init" in why
+
+
+def test_power_of_this_very_machine_is_not_cut() -> None:
+    with pytest.raises(LabError, match="engine host has no power to cut"):
+        run(["true"], engine="host", cut=lambda: True)
 
 
 def test_only_modules_for_ordinary_kvm_are_trusted(tmp_path: Path) -> None:

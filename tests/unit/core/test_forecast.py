@@ -187,6 +187,27 @@ def test_one_burst_makes_no_alarm() -> None:
     assert _full(forecast, int(used(63)) + 15 * MIB).low < 2, "but another one is foreseen"
 
 
+def test_burst_as_there_were_before_is_no_change() -> None:
+    forecast = Forecast()
+
+    def used(at: float) -> float:  # 8 s of 10 MiB a second, 82 s of nothing
+        return 10 * MIB * (8 * (at // 90) + min(at % 90, 8))
+
+    _watch(forecast, used, seconds=450 + 8)
+    mean = used(450) / 450
+    assert _full(forecast, int(used(458) + 1000 * mean)).likely == pytest.approx(1000, rel=0.25)
+
+
+def test_rare_burst_is_not_forgotten_before_the_next() -> None:
+    forecast = Forecast()
+
+    def used(at: float) -> float:  # 60 MiB at once, as when the kernel writes back
+        return 60 * MIB * ((at + 5) // 45)
+
+    _watch(forecast, used, seconds=219)
+    assert _full(forecast, int(used(219)) + 55 * MIB).low < 1
+
+
 @pytest.mark.parametrize("quiet", [20, 60, 600])
 def test_growth_that_lasts_is_seen_within_seconds(quiet: int) -> None:
     forecast = Forecast()
@@ -277,12 +298,12 @@ def test_copy_that_did_not_move_yet_is_no_alarm() -> None:
 
 def test_copy_in_large_steps_is_not_paused() -> None:
     forecast = Forecast()
-    for tick in range(600):  # 64 MiB every 8 s
+    for tick in range(899):  # 64 MiB every 12 s; the next one is due
         at = tick * TICK
-        forecast.add(at, used=Bytes(0), done=Bytes(int(at / 8) * 64 * MIB))
+        forecast.add(at, used=Bytes(0), done=Bytes(int(at / 12) * 64 * MIB))
     band = forecast.outlook(total=Bytes(GIB), size=Bytes(2 * GIB)).done
     assert band is not None
-    assert band.likely == pytest.approx(256 - 120, rel=0.15)
+    assert band.likely == pytest.approx(384 - 180, rel=0.15)
 
 
 def test_copy_that_is_done_is_first() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dmcopy.engine.validate import IdleValidator, SnapshotValidator
+from dmcopy.engine.validate import IdleValidator, Layer, SnapshotValidator
 from dmcopy.errors import DmMissing, PointInTimeLost
 
 TABLE = b"0 2048 snapshot-origin 254:1\n"
@@ -67,6 +67,52 @@ def test_status_of_another_target_is_point_in_time_lost(said: str) -> None:
 def test_replaced_origin_table_is_point_in_time_lost(table: bytes) -> None:
     with pytest.raises(PointInTimeLost, match="table was replaced"):
         validator(table=table).check()
+
+
+TWO_LINES = b"0 8 linear 254:1 0\n8 2040 snapshot-origin 254:1"
+
+
+def test_only_tables_that_were_announced_are_ours() -> None:
+    origin = FakeProbe(table=TABLE)
+    one = SnapshotValidator(FakeProbe(status=b"0 2048 snapshot 16/80 8"), origin, TABLE)
+    one.allow([TABLE, TWO_LINES])
+    one.check()
+    origin.said["table"] = TWO_LINES + b"\n"
+    one.check()
+    one.allow([TWO_LINES])
+    one.check()
+    for table in (TABLE, TWO_LINES.splitlines()[1], TWO_LINES + b"\n" + TABLE):
+        origin.said["table"] = table
+        with pytest.raises(PointInTimeLost, match="the origin's table was replaced"):
+            one.check()
+
+
+def test_strangers_table_below_the_origin_is_noticed_too() -> None:
+    gate = FakeProbe(table=TWO_LINES)
+    one = validator()
+    one.allow([TABLE], [Layer("gate", gate, [TWO_LINES, TABLE])])
+    one.check()
+    gate.said["table"] = b"0 2048 linear 254:1 0"
+    with pytest.raises(PointInTimeLost, match="the gate's table was replaced"):
+        one.check()
+    gate.error = DmMissing("read the table of", "gate", "no such device")
+    with pytest.raises(PointInTimeLost, match="gate cannot be asked"):
+        one.check()
+    one.allow([TABLE])
+    one.check()
+
+
+def test_swap_that_is_announced_during_a_check_is_not_taken_for_a_strangers() -> None:
+    class Swapping(FakeProbe):
+        def table(self) -> bytes:
+            if self.said["table"] == TABLE:
+                self.said["table"] = TWO_LINES
+                one.allow([TABLE, TWO_LINES])
+            return super().table()
+
+    origin = Swapping(table=TABLE)
+    one = SnapshotValidator(FakeProbe(status=b"0 2048 snapshot 16/80 8"), origin, TABLE)
+    one.check()
 
 
 def test_blanks_do_not_make_a_table_another_one() -> None:

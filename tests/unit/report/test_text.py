@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dmcopy.core import events
 from dmcopy.report.jsonlines import JsonLines
-from dmcopy.report.text import TextReport, duration, hold_time
+from dmcopy.report.text import TextReport, duration, forecast_text, hold_time
 
 PROGRESS = events.Progress(
     job="j",
@@ -26,6 +26,8 @@ PROGRESS = events.Progress(
     cow_used_bytes=1 << 20,
     cow_total_bytes=4 << 20,
     cow_full_seconds=90.0,
+    cow_full=(60.0, 90.0, 150.0),
+    first="full",
 )
 ENDED = events.Ended(
     job="j",
@@ -66,11 +68,48 @@ def test_without_a_terminal_progress_is_a_plain_line_now_and_then() -> None:
         screen.now = float(second)
         screen.report(PROGRESS)
     lines = screen.err.getvalue().splitlines()
-    assert (
-        lines
-        == ["copy 25%, 25.0 MiB, 10.0 MiB/s, 7.5 s left, COW 25% of 4.0 MiB, full in 1:30"] * 3
+    line = (
+        "copy 25%, 25.0 MiB, 10.0 MiB/s, 7.5 s left, COW 25% of 4.0 MiB, "
+        "full in 1:00 to 2:30, before the copy is done"
     )
+    assert lines == [line] * 3
     assert screen.out.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("first", "full", "said"),
+    [
+        ("done", (60.0, 90.0, 150.0), ""),
+        ("unknown", None, ""),
+        ("unsure", (60.0, 90.0, 150.0), "full in 1:00 to 2:30"),
+        ("unsure", (60.0, 90.0, None), "full in 1:00 or later"),
+        ("full", (0.0, 0.0, 0.0), "full in 0.0 s to 0.0 s, before the copy is done"),
+    ],
+)
+def test_forecast_is_shown_where_it_may_come_too_soon(
+    first: str, full: tuple[float | None, ...] | None, said: str
+) -> None:
+    assert forecast_text(first, full) == said
+
+
+def test_what_was_done_about_the_cow_device_is_said() -> None:
+    screen = Screen(terminal=False)
+    screen.report(
+        events.Grown(
+            job="j", cow_used_bytes=1, cow_total_bytes=8 << 20, cow_most_bytes=64 << 20, seconds=0.1
+        )
+    )
+    screen.report(events.Braked(job="j", milliseconds=50, cow_used_bytes=1, cow_total_bytes=2))
+    screen.report(events.Braked(job="j", milliseconds=0))
+    screen.report(events.Paused(job="j", bytes_done=1 << 20))
+    screen.report(events.Resumed(job="j", begin_time="2026-01-01T00:00:00Z", bytes_done=1 << 20))
+    assert screen.err.getvalue().splitlines() == [
+        "COW device grown to 8.0 MiB, of at most 64.0 MiB",
+        "the COW device is nearly full: each write to what is not copied yet waits up to 50 ms",
+        "writers are no longer held",
+        "paused at 1.0 MiB; the point in time stays",
+        "going on as of 2026-01-01T00:00:00Z: 1.0 MiB are done",
+    ]
 
 
 def test_end_of_a_phase_is_said_once() -> None:

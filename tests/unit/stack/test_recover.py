@@ -8,6 +8,7 @@ from typing import NoReturn
 import pytest
 from pytest_subprocess import FakeProcess
 
+from dmcopy.core.table import Table
 from dmcopy.errors import DmBusy, DmcopyError
 from dmcopy.kernel.command import Commander
 from dmcopy.kernel.lvm import Lvm
@@ -66,6 +67,23 @@ def test_spliced_origin_gets_its_table_back_before_anything_is_removed(
     assert find_remains(dm, sysfs) == {}
 
 
+def test_braked_origin_is_let_go_and_gets_its_table_back(dm: FakeDm, sysfs: Sysfs) -> None:
+    source = dm.all[device_name("j", Role.SOURCE)].devno
+    gate = _add(dm, Role.GATE, f"0 2048 snapshot-origin {source}")
+    brake = _add(dm, Role.BRAKE, f"0 2048 delay {gate} 0 0 {gate} 0 500 {gate} 0 0")
+    meter = _add(dm, Role.METER, f"0 2048 linear {brake} 0")
+    dm.all["data"].live = Table.parse(f"0 2048 linear {meter} 0")
+    dm.all[device_name("j", Role.GATE)].suspended = True
+    done, left, _ = take_apart(dm, find_remains(dm, sysfs)["j"])
+    assert left == ()
+    assert "gave data its table back" in done
+    name = device_name("j", Role.BRAKE)
+    assert dm.calls[2:6] == [f"load {name}", f"resume {name}", "load data", "resume data"]
+    assert dm.calls[:2] == [f"{verb} {device_name('j', Role.GATE)}" for verb in ("clear", "resume")]
+    assert str(dm.all["data"].live) == TABLE
+    assert set(dm.all) == {"data", "other"}
+
+
 def test_loaded_table_of_ours_is_dropped(dm: FakeDm, sysfs: Sysfs) -> None:
     data = dm.all["data"]
     data.live, data.inactive = dm.all[device_name("j", Role.SOURCE)].live, data.live
@@ -111,8 +129,8 @@ def test_suspended_cow_device_and_lv_go_on_before_the_origin_is_swapped(
     """A write of the origin's may wait for them, and the swap for that write."""
     lv = dm.add("vg-dmcopy_j", "0 512 linear 8:16 0", uuid=LVM_UUID)
     lv.suspended = dm.all[device_name("j", Role.COW)].suspended = True
-    _, left = take_apart(dm, find_remains(dm, sysfs)["j"])
-    assert left == []
+    _, left, _ = take_apart(dm, find_remains(dm, sysfs)["j"])
+    assert left == ()
     assert dm.calls[:3] == ["resume vg-dmcopy_j", "resume dmcopy-j-cow", "load data"]
     assert not lv.suspended
 
@@ -124,7 +142,7 @@ def test_active_lv_is_all_that_need_be_left_of_a_job(sysfs: Sysfs) -> None:
     found = find_remains(dm, sysfs)
     assert list(found) == ["j"]
     assert found["j"].lines() == ["logical volume /dev/mapper/vg-dmcopy_j"]
-    assert take_apart(dm, found["j"]) == ([], [])
+    assert take_apart(dm, found["j"])[:2] == ((), ())
     assert set(dm.all) == {"vg-dmcopy_j", "vg-other"}, "LVM removes it, if it has the tag"
 
 

@@ -1,0 +1,144 @@
+"""Inside the guest: one copy with each write to its only disk logged, and the disk as of each.
+
+``record`` lays dm-log-writes over one disk, of which source, destination and state are slices, so
+that the log has one order for all of them.  ``replay``, in another boot, makes the disk again as
+it was at many moments, and says of each what became of the job, as `guest_side.again` does.
+
+    python -m tests.cuts.recorder record
+    python -m tests.cuts.recorder replay --flushes N --others N --seed N
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from dmcopy.jobs.journal import Journal
+from dmcopy.jobs.spec import Places
+from tests.cuts import guest_side
+from tests.cuts.guest_side import tell
+from tests.cuts.layout import SIZE, STATE_SIZE
+from tests.cuts.logwrites import Entry, Flags, Replay
+from tests.lab.stage import patiently, sh
+
+MEDIUM, LOG = "/dev/ubda", "/dev/ubdb"
+_READY: Final = "ready"
+_SLICES: Final = {"source": (0, SIZE), "target": (SIZE, SIZE), "state": (2 * SIZE, STATE_SIZE)}
+_WHOLE: Final = 2 * SIZE + STATE_SIZE
+_BEHIND: Final = 64 << 20  # bytes; one boot from the disk writes less
+
+
+@contextmanager
+def slices(medium: str) -> Iterator[dict[str, str]]:
+    """Cut a disk into its slices."""
+    made = []
+    try:
+        paths = {}
+        for name, (start, length) in _SLICES.items():
+            table = f"0 {length >> 9} linear {medium} {start >> 9}"
+            sh("dmsetup", "create", f"slice-{name}", "--table", table)
+            made.append(f"slice-{name}")
+            paths[name] = f"/dev/mapper/slice-{name}"
+        yield paths
+    finally:
+        for name in reversed(made):
+            patiently("dmsetup", "remove", name)
+
+
+def record() -> None:
+    """Copy under a load, to the end, and log it."""
+    sh("modprobe", "dm-log-writes")
+    sh("dmsetup", "create", "medium", "--table", f"0 {_WHOLE >> 9} log-writes {MEDIUM} {LOG}")
+
+    def mark() -> None:
+        sh("dmsetup", "message", "medium", "0", "mark", _READY)
+
+    with slices("/dev/mapper/medium") as paths:
+        guest_side.state_disk(paths["state"])
+        guest_side.devices(paths["source"], paths["target"])
+        guest_side.copy_with_witness(blow=None, until_cut=False, when_ready=mark)
+        for name in ("cut-origin", "cut-destination"):
+            patiently("dmsetup", "remove", name)
+        sh("umount", str(guest_side.MOUNT))
+    status = sh("dmsetup", "status", "medium")
+    assert "disabled" not in status, f"the log is not whole: {status}"
+    patiently("dmsetup", "remove", "medium")  # writes the rest of the log
+
+
+def moments(
+    entries: Sequence[Entry], flushes: int, others: int, chance: random.Random
+) -> list[int]:
+    """Choose how many entries shall be there: after flushes, and anywhere; after begin time."""
+    first = next(n for n, entry in enumerate(entries) if entry.mark == _READY) + 1
+    after = [n + 1 for n in range(first, len(entries)) if entries[n].flags & Flags.FLUSH]
+    some = chance.sample(after, min(flushes, len(after)))
+    return sorted({*some, *(chance.randrange(first, len(entries) + 1) for _ in range(others))})
+
+
+def replay(*, flushes: int, others: int, seed: int) -> None:
+    """Say of each moment what became of the job."""
+    sh("modprobe", "-a", "dm-snapshot", "dm-delay")
+    sh("modprobe", "brd", "rd_nr=2", f"rd_size={_BEHIND >> 10}")
+    chance = random.Random(seed)
+    medium, log = os.open(MEDIUM, os.O_RDWR), os.open(LOG, os.O_RDONLY)
+    replayed = Replay(log, medium)
+    found = []
+    sh("dmsetup", "create", "again", "--table", _fresh(0))
+    with slices("/dev/mapper/again") as paths:
+        for number, count in enumerate(moments(replayed.entries, flushes, others, chance)):
+            share = chance.choice((0.0, 0.0, 0.5, 1.0))  # of the volatile cache
+            replayed.to(count, functools.partial(_survives, chance, share))
+            # another memory each time: over the same one it would hand over what was written
+            sh("dmsetup", "load", "again", "--table", _fresh(1 + number))
+            sh("dmsetup", "resume", "again")
+            found.append({"entries": count, "cache": share, **_moment(paths)})
+    tell("moments", json.dumps(found).encode())
+
+
+def _survives(chance: random.Random, share: float, _: Entry) -> bool:
+    return chance.random() < share
+
+
+def _fresh(number: int) -> str:
+    """Give the table of the disk as it is, whose writes go to memory."""
+    return f"0 {_WHOLE >> 9} snapshot {MEDIUM} /dev/ram{number % 2} N 8"
+
+
+def _moment(paths: Mapping[str, str]) -> dict[str, Any]:  # Any: JSON
+    """Boot, so to speak, from the disk."""
+    guest_side.state_disk(paths["state"])
+    try:
+        with Journal(Places.from_environment().journal, create=False) as journal:
+            state = journal.state(guest_side.JOB)
+        image = guest_side.image_in_snapshot(paths["source"], paths["target"])
+    finally:
+        patiently("umount", str(guest_side.MOUNT))
+    return {"state": state, "image": image}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(prog="recorder")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("record")
+    verb = verbs.add_parser("replay")
+    verb.add_argument("--flushes", type=int, required=True)
+    verb.add_argument("--others", type=int, required=True)
+    verb.add_argument("--seed", type=int, required=True)
+    options = parser.parse_args(argv)
+    if options.verb == "record":
+        record()
+    else:
+        replay(flushes=options.flushes, others=options.others, seed=options.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
