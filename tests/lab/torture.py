@@ -22,7 +22,7 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -182,6 +182,9 @@ class Session:
         """Give the events so far; the last line of a killed process may be cut."""
         lines = self._out.read_text().splitlines(keepends=True) if self._out.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def event(self, name: str) -> dict[str, Any]:  # Any: JSON
+        return next(event for event in self.events if event["event"] == name)
 
     @property
     def has_begun(self) -> bool:
@@ -360,6 +363,34 @@ class Torture:
             return False
         return True
 
+    # two at a time
+
+    def race(self, names: Sequence[str], *, late: float) -> list[str]:
+        """Begin two copies, the second *late* seconds later; give what became of each.
+
+        "right", or what it said; nothing is left of either.
+        """
+        disks = [self._disk, self.here.slow(self.here.stage.disk(MIB), write_ms=_SLOW_MS)]
+        sessions = []
+        for number, (name, disk) in enumerate(zip(names, disks, strict=True)):
+            time.sleep(number * late)
+            argv = ["copy", self.origin, disk, "--name", name, "--json", "--segment", "256k"]
+            sessions.append(Session(self.here, *argv, tag=f"session{number}"))
+        ends = []
+        for session in sessions:
+            session.ended()
+            self.story.append(f"{session}")
+        self.writes_go_on("after two copies")
+        for session, disk in zip(sessions, disks, strict=True):
+            if session.ended():
+                assert session.stderr.startswith("dmcopy: "), self.tell()
+                ends.append(session.stderr)
+            else:
+                self.check_image(session.event("begun"), disk)
+                ends.append("right")
+        self.here.assert_back(self.origin, self.table)
+        return ends
+
     # what became of it
 
     def _view(self) -> JobView | None:
@@ -371,16 +402,19 @@ class Torture:
         assert view.record is not None
         assert view.record.begun is not None
         assert view.is_over, f"{view} {self.tell()}"
-        begun = view.record.begun
+        self.check_image(view.record.begun, self._path)
+        self.here.assert_back(self.origin, self.table)
+
+    def check_image(self, begun: Mapping[str, Any], path: str) -> None:  # Any: JSON
+        """Prove the image in *path* by the log of the load."""
         t0 = harness.nanoseconds(begun["begin_time"])
         t1 = t0 + round(begun["hold_seconds"][0] * 1e9)
-        verdict = stamp.check(self._path, self._log, self._seed, t0=t0, t1=t1)
+        verdict = stamp.check(path, self._log, self._seed, t0=t0, t1=t1)
         self.tally.images += 1
         self.tally.begun += 1
         if not verdict.is_good:
             self.tally.wrong += 1
             raise AssertionError(f"{verdict.wrong}\n{begun}\n{self.tell()}")
-        self.here.assert_back(self.origin, self.table)
 
     def _check_loss(self, session: Session, view: JobView | None) -> None:
         """There is no way on: it never had a begin time on record, and that is said."""
