@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, NoReturn, cast
 
-from dmcopy.errors import CommandFailed, ProgramMissing
+from dmcopy.errors import CommandFailed, DmcopyError, ProgramMissing
 
 # Imported where they are used: sh brings asyncio, and the worker starts no program at all.
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _stdin_file(text: str | None) -> IO[bytes]:
 
 @contextmanager
 def _starting(argv: Sequence[str]) -> Iterator[None]:
-    """Raise `CommandFailed` for a program that was not started, or was killed in its cradle.
+    """Raise `DmcopyError` for a program that was not started, or was killed in its cradle.
 
     The host has no process left or no memory; or the fork was killed before it told sh its
     session, which sh takes apart unseen (ValueError).
@@ -104,8 +104,9 @@ def _starting(argv: Sequence[str]) -> Iterator[None]:
         raise _not_started(argv, exc) from exc
 
 
-def _not_started(argv: Sequence[str], exc: Exception) -> CommandFailed:
-    return CommandFailed(argv, -int(signal.SIGKILL), f"it could not be started: {exc}")
+def _not_started(argv: Sequence[str], exc: Exception) -> DmcopyError:
+    why = "it was killed at once" if isinstance(exc, ValueError) else getattr(exc, "strerror", exc)
+    return DmcopyError(f"cannot start {os.path.basename(argv[0])}: {why}")
 
 
 def launch_sh(argv: Sequence[str], stdin: str | None, timeout: float) -> Completed:

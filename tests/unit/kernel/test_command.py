@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from dmcopy.errors import CommandFailed, ProgramMissing
-from dmcopy.kernel.command import Commander, Completed, search_path, start_process
+from dmcopy.errors import CommandFailed, DmcopyError, ProgramMissing
+from dmcopy.kernel.command import Commander, Completed, launch_sh, search_path, start_process
 
 
 class Launches:
@@ -136,3 +136,22 @@ def _runs(pid: int) -> bool:
 def test_missing_helper_says_so() -> None:
     with pytest.raises(ProgramMissing):
         start_process(["dmcopy-no-such-program"])
+
+
+@pytest.mark.parametrize(
+    ("raised", "why"),
+    [
+        (ValueError("not enough values to unpack (expected 2, got 1)"), "it was killed at once"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), "Resource temporarily unavail"),
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+    ],
+)
+def test_program_that_cannot_be_started_is_named(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, why: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("sh.Command.__call__", refuse)
+    with pytest.raises(DmcopyError, match=f"cannot start true: {why}"):
+        launch_sh(["true"], None, 5.0)
