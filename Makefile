@@ -12,6 +12,7 @@ help:
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make lab-uml   the lab tests under user-mode Linux'
 	@echo 'make lab-qemu  the proofs under QEMU with the kernel of Debian'
+	@echo 'make soak      kill processes and cut power for MINUTES=30, then one table'
 	@echo 'make shell     a shell in a guest (ENGINE=uml or qemu)'
 	@echo 'make bench     the benchmarks, in a guest'
 	@echo 'make install   only install what is missing'
@@ -49,6 +50,10 @@ lab-uml: install-uml
 lab-qemu: install-qemu
 	@$(VENV)/python -m lab.suite --engine qemu
 
+MINUTES ?= 30
+soak: install-uml
+	@$(VENV)/python -m lab.soak --minutes $(MINUTES)
+
 ENGINE ?= uml
 shell: install-$(ENGINE)
 	@$(VENV)/python -m lab shell --engine $(ENGINE)
@@ -60,4 +65,4 @@ clean:
 	rm -rf .lab .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find dmcopy lab tests -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help install install-uml install-qemu demo test unit lint lab-uml lab-qemu shell bench clean
+.PHONY: help install install-uml install-qemu demo test unit lint lab-uml lab-qemu soak shell bench clean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -38,6 +39,13 @@ def _nothing_left() -> Iterator[None]:
         if resists:
             said = "\n  ".join([said, "and this could not be removed:", *resists])
         pytest.fail(said, pytrace=False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what all the torture came to, where there was some."""
+    torture = sys.modules.get("tests.lab.torture")
+    if torture is not None and torture.TALLY.images:
+        terminalreporter.write_line(str(torture.TALLY))
 
 
 def _run(*argv: str) -> str:

@@ -112,7 +112,7 @@ import time
 held = []
 for _ in range(1000):
     held.append(bytearray(1 << 20))
-    time.sleep(0.002)
+    time.sleep(0.001)
 """
 
 
@@ -124,17 +124,23 @@ class Siege:
         self.torture = Torture(at, SEED, TALLY)
         self._program = program
         self._when = ""
+        self.died = 0  # sessions of which a process was killed
 
     def copy(self, when: str, *, oom: int = 0) -> str:
         self._when = when
-        return self.torture.copy(self._disturb, lambda: self.group.enter("job", oom))
+        end = self.torture.copy(self._disturb, lambda: self.group.enter("job", oom))
+        self.died += sum("status -9" in said or "SIGKILL" in said for said in self.torture.story)
+        return end
 
     def _disturb(self, session: Session) -> None:
         chance = self.torture.chance
         self.torture.wait(session, self._when)
         with self.group.other(self._program):
-            end = time.monotonic() + chance.uniform(1, 3)
+            end = time.monotonic() + chance.uniform(2, 4)
+            killed = self.group.count("memory.events", "oom_kill")
             while time.monotonic() < end and session.poll() is None:
+                if self.group.count("memory.events", "oom_kill") > killed + chance.randrange(2):
+                    break
                 self.torture.writes_go_on(f"while {self._when}")
                 time.sleep(0.05)
 
@@ -143,7 +149,7 @@ def test_fork_bomb_around_begin_time(at: Scene) -> None:
     print(f"DMCOPY_KILLS_SEED={SEED}")
     siege = Siege(at, Group(at, pids_max="40"), BOMB)
     with siege.torture.load():
-        ends = [siege.copy(when) for when in ("any", "hold", "hold", "copying")]
+        ends = [siege.copy(when) for when in ("at once", "hold", "copying")]
     print(ends, TALLY)
     assert siege.group.count("other/pids.events", "max") > 0, "nobody was refused a process"
     assert "right" in ends
@@ -152,14 +158,14 @@ def test_fork_bomb_around_begin_time(at: Scene) -> None:
 def test_out_of_memory_around_begin_time(at: Scene) -> None:
     """The kernel kills control, worker, both or the hog, whichever is the largest or named."""
     print(f"DMCOPY_KILLS_SEED={SEED}")
-    siege = Siege(at, Group(at, memory_max=str(80 * MIB)), HOG)
+    siege = Siege(at, Group(at, memory_max=str(128 * MIB)), HOG)
     with siege.torture.load():
         ends = [
             siege.copy(when, oom=oom)
-            for when, oom in (("any", 1000), ("hold", 1000), ("copying", 1000), ("hold", 0))
+            for when, oom in (("hold", 1000), ("copying", 1000), ("any", 500))
         ]
-    print(ends, TALLY)
-    assert siege.group.count("memory.events", "oom_kill") > 0, "nobody was killed"
+    print(ends, siege.died, TALLY)
+    assert siege.died > 0, "only the hog was killed"
     assert "right" in ends
 
 
@@ -248,7 +254,8 @@ def test_state_directory_that_fills_up_does_not_end_the_copy(at: Scene) -> None:
         status = at.fork("status")
         assert status.status == 0, status
         job.assert_right(ran)
-        (said,) = warnings(ran)
+        print(warnings(ran))
+        said = warnings(ran)[0]
         assert "the copy goes on, but could not be resumed from here" in said
         full = at.fork("rescue")
         assert "Traceback" not in full.stderr, full
@@ -362,7 +369,7 @@ def test_clock_that_jumps(at: Scene, days: int) -> None:
 @pytest.mark.parametrize("names", [("one", "two"), ("one", "one")], ids=["one-origin", "one-name"])
 def test_two_copies_that_begin_at_the_same_time(at: Scene, names: tuple[str, str]) -> None:
     """Both look, neither sees the other; one of them is right, or both say why not."""
-    for seed in range(3):
+    for seed in range(2):
         torture = Torture(at, SEED + seed, TALLY)
         with torture.load():
             ends = torture.race(names, late=torture.chance.uniform(0, 0.3))

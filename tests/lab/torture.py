@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import struct
 import sys
@@ -38,7 +39,7 @@ from tests.lab.stage import sh
 
 MIB: Final = 4  # of the origin: many copies, not large ones
 HOLD_LIMIT: Final = 2.0  # seconds
-_SLOW_MS: Final = 50  # a write to the destination takes at least so long
+_SLOW_MS: Final = 40  # a write to the destination takes at least so long
 _SESSION_SECONDS: Final = 60.0
 _BEFORE: Final = "it was interrupted before its begin time was fixed"
 
@@ -309,10 +310,12 @@ class Torture:
     def torment(self, session: Session) -> None:
         """Wait for a random instant, and kill some of its processes."""
         when = self.wait(session, self.chance.choice(["any", "hold", "hold", "copying", "copying"]))
+        if when == "copying" and self.chance.random() < 0.15 and self._paused_and_resumed(session):
+            return
         if session.poll() is not None:
             return
         there = processes(session.pid)
-        chosen = [pid for pid in there if self.chance.random() < 0.6] or there
+        chosen = [pid for pid in there if self.chance.random() < 0.7] or there
         self.chance.shuffle(chosen)
         names = [Path(f"/proc/{pid}/cmdline") for pid in chosen]
         said = [_name(path) if pid != session.pid else "control"
@@ -326,17 +329,31 @@ class Torture:
         self.story.append(f"killed ({when}) {', '.join(said)} after {done[-1:]}")
         self.writes_go_on("after the kill")
 
+    def _paused_and_resumed(self, session: Session) -> bool:
+        """Pause; then False now and then, for it to be killed while it is paused."""
+        ran = self.here.fork("pause", self._job)
+        if ran.status:  # it was too late
+            assert ran.said.startswith("dmcopy: "), f"{ran} {self.tell()}"
+            return False
+        self.story.append("paused")
+        self.writes_go_on("while it is paused")
+        if self.chance.random() < 0.5:
+            return False
+        ran = self.here.fork("resume", self._job)
+        assert ran.stdout == f"{self._job} goes on\n", f"{ran} {session} {self.tell()}"
+        return True
+
     def wait(self, session: Session, when: str) -> str:
-        """Wait for a random instant: near a *hold*, while it is *copying*, or *any*."""
+        """Wait for a random instant: near a *hold*, while it is *copying*, *at once*, or *any*."""
         if when == "hold":
             # begin time is near, or the end: the dead man lives only around a hold
             self._sleep(session, _SESSION_SECONDS, has_dead_man)
             self._sleep(session, self.chance.uniform(0, 0.6))
         elif when == "copying":
             self._sleep(session, _SESSION_SECONDS, lambda: session.has_begun)
-            self._sleep(session, self.chance.uniform(0, 1.2))
-        else:
-            self._sleep(session, self.chance.uniform(0, 2.5))
+            self._sleep(session, self.chance.uniform(0, 0.8))
+        elif when == "any":
+            self._sleep(session, self.chance.uniform(0, 1.8))
         return when
 
     def _sleep(
@@ -466,12 +483,13 @@ def main(argv: Sequence[str]) -> int:
     try:
         with scene("soak") as here:
             torture = Torture(here, options.seed, tally)
-            while time.monotonic() < end:
-                with torture.load():
-                    load_ends = min(end, time.monotonic() + 60)
-                    while time.monotonic() < load_ends:
-                        torture.copy()
-                        _write(options.tally, tally)
+            with _kept(here, options.tally.parent):
+                while time.monotonic() < end:
+                    with torture.load():
+                        load_ends = min(end, time.monotonic() + 60)
+                        while time.monotonic() < load_ends:
+                            torture.copy()
+                            _write(options.tally, tally)
     except BaseException:
         print(f"seed {options.seed}, {tally}", flush=True)
         traceback.print_exc()
@@ -479,6 +497,18 @@ def main(argv: Sequence[str]) -> int:
     finally:
         _write(options.tally, tally)
     return 0
+
+
+@contextmanager
+def _kept(here: Scene, folder: Path) -> Iterator[None]:
+    """Keep the journal, and what the kernel has, of a copy that went wrong."""
+    try:
+        yield
+    except BaseException:
+        shutil.copytree(here.state, folder / "state", ignore=shutil.ignore_patterns("cow"))
+        tables = sh("dmsetup", "table"), sh("dmsetup", "status", "--noflush")
+        (folder / "dmsetup.txt").write_text("\n".join(tables))
+        raise
 
 
 def _write(path: Path, tally: Tally) -> None:
