@@ -15,6 +15,7 @@ stands behind it in the log; neither dm-snapshot nor jbd2 does that.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -53,20 +54,26 @@ class Entry(NamedTuple):
         return self.length > 0 and not self.flags & (Flags.DISCARD | Flags.MARK)
 
 
-def read_log(fd: int) -> list[Entry]:
-    """Read all entries that the log on *fd* says it has; raises ValueError where it is none."""
-    return list(_entries(fd))
+def read_log(fd: int, *, cut: bool = False) -> list[Entry]:
+    """Read all entries that the log on *fd* says it has; raises ValueError where it is none.
+
+    The super block is written with a mark or a FUA write only.  A log that was *cut* goes on
+    behind it, up to the zeroes that its device held before.
+    """
+    return list(_entries(fd, cut=cut))
 
 
-def _entries(fd: int) -> Iterator[Entry]:
+def _entries(fd: int, *, cut: bool) -> Iterator[Entry]:
     magic, version, count, sector = _SUPER.unpack(_read(fd, _SUPER.size, 0))
     if (magic, version) != (MAGIC, _VERSION):
         raise ValueError(f"no log of dm-log-writes: magic {magic:#x}, version {version}")
     at = sector
-    for _ in range(count):
-        head = _read(fd, sector, at)
-        start, sectors, number, inline = _HEAD.unpack_from(head)
-        flags = Flags(number)
+    for number in itertools.count():
+        head = _read(fd, sector, at) if cut or number < count else b""
+        if not any(head):
+            return
+        start, sectors, bits, inline = _HEAD.unpack_from(head)
+        flags = Flags(bits)
         mark = head[_HEAD.size : _HEAD.size + inline].decode() if flags & Flags.MARK else ""
         entry = Entry(start * sector, sectors * sector, flags, at + sector, mark)
         yield entry
@@ -83,13 +90,14 @@ def _read(fd: int, length: int, at: int) -> bytes:
 class Replay:
     """Makes a disk what it was as of any entry of a log, forward only.
 
-    *image* is open for writing and holds what the disk held before the log began.
+    *image* is open for writing and holds what the disk held before the log began; *cut* as for
+    `read_log`.
     """
 
-    def __init__(self, log: int, image: int) -> None:
+    def __init__(self, log: int, image: int, *, cut: bool = False) -> None:
         self._log = log
         self._image = image
-        self.entries = read_log(log)
+        self.entries = read_log(log, cut=cut)
         self._durable = 0  # entries that are written for good
         self._undo: list[tuple[int, bytes]] = []
 

@@ -95,6 +95,14 @@ def test_what_survived_one_failure_is_not_there_in_the_next(disk: Disk) -> None:
     assert disk.after(6, cache="") == "a..bb..d.."
 
 
+def test_log_that_was_cut_has_more_than_its_super_block_says(log: int) -> None:
+    whole = read_log(log)
+    os.pwrite(log, (4).to_bytes(8, "little"), 16)
+    os.ftruncate(log, os.fstat(log).st_size + SECTOR)  # what the device held before
+    assert read_log(log) == whole[:4]
+    assert read_log(log, cut=True) == whole
+
+
 def test_log_that_is_none_or_torn_is_refused(log: int) -> None:
     os.ftruncate(log, 4096)
     with pytest.raises(ValueError, match="in the middle of an entry"):
