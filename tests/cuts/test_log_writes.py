@@ -60,7 +60,7 @@ def test_what_was_written_before_begin_time_is_durable_when_the_job_has_begun(
     result = live("recorder", "begin", disks=disks, share=machine.share, cut=machine.after_ready(1))
     assert result.status == CUT, said(result)
     with log.open("rb") as entries, durable.open("r+b") as image:
-        replayed = Replay(entries.fileno(), image.fileno())
+        replayed = Replay(entries.fileno(), image.fileno(), cut=True)
         replayed.to(len(replayed.entries), lambda _: False)
     shutil.copyfile(durable, machine.source)
     found = machine.again("--how", "snapshot")
