@@ -36,10 +36,11 @@ from dmcopy.stack.steps import (
     CowFile,
     CreateDevice,
     CreateLv,
+    FlushSource,
     SyncFileSystems,
     WipeHead,
-    cow_path,
     head_length,
+    node_path,
     restore_origin,
     with_table,
 )
@@ -185,11 +186,12 @@ def splice(
             under,
             *below_cow,
             cow_device,
-            WipeHead(cow_path(sysfs, cow_device), head_length(chunk)),
+            WipeHead(node_path(sysfs, cow_device), head_length(chunk)),
             snapshot,
             *sync,
         ],
         critical=[swap],
+        finish=[FlushSource(node_path(sysfs, under))],
     )
     return Spliced(
         plan=plan,

@@ -34,7 +34,7 @@ from dmcopy.stack.begin import Splice, Spliced
 from dmcopy.stack.evidence import refuse_written
 from dmcopy.stack.names import Role, device_name, device_uuid
 from dmcopy.stack.plan import Plan, Step
-from dmcopy.stack.steps import AttachLoop, CreateDevice, cow_path
+from dmcopy.stack.steps import AttachLoop, CreateDevice, node_path
 from dmcopy.units import Bytes, Sectors, round_down, sectors_down, to_bytes
 
 _UNDER_WAY: Final = 2048  # chunks that may be allocated and not yet committed (dm-snap.c)
@@ -208,7 +208,7 @@ def reassembled(
             under,
             *([loop] if loop is not None else []),
             cow,
-            CheckStore(cow_path(sysfs, cow), source=length, chunk=chunk, known=known),
+            CheckStore(node_path(sysfs, cow), source=length, chunk=chunk, known=known),
             snapshot,
         ],
         critical=[swap],
