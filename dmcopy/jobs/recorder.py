@@ -26,6 +26,7 @@ class Recorder:
         self._job = job
         self._warn = warn
         self._waiting: deque[Callable[[], None]] = deque()
+        self._is_failing = False
 
     @property
     def is_behind(self) -> bool:
@@ -75,17 +76,19 @@ class Recorder:
 
     def _do(self, entry: Callable[[], None]) -> None:
         self._waiting.append(entry)
-        behind = len(self._waiting) > 1
         while self._waiting:
             try:
                 self._waiting[0]()
             except DmcopyError as exc:
-                if not behind:
-                    self._failed(exc)
+                self._failed(exc)
                 return
             self._waiting.popleft()
-        if behind:
+        if self._is_failing:
+            self._is_failing = False
             self._warn("the journal can be written again, and has everything")
 
     def _failed(self, exc: DmcopyError) -> None:
+        if self._is_failing:
+            return
+        self._is_failing = True
         self._warn(f"{exc}; the copy goes on, but could not be resumed from here")

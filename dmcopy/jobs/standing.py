@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dmcopy.core.table import Table
+from dmcopy.kernel.blkdev import locked
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.begin import Claim, Spliced
 from dmcopy.stack.discover import Source
@@ -97,7 +98,10 @@ class SplicedNow(Standing):
         """A new begin time cannot be missing."""
 
     def begin(self, record: Callable[[str], None]) -> Instant | None:
-        self._spliced.plan.run(record)
+        # Alone: of two that load a table and resume, one would make the other's live, and take
+        # the time of its own resume for the begin time.
+        with locked(self._source.node):
+            self._spliced.plan.run(record)
         self.snapshot = self._sysfs.node(self._spliced.snapshot.devno())
         return self._spliced.splice.instant
 

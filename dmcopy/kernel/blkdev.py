@@ -14,9 +14,13 @@ import fcntl
 import os
 import stat
 import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
+from dmcopy.errors import Refused
 from dmcopy.units import Bytes, Sectors, sectors_down
 
 # include/uapi/linux/fs.h
@@ -40,6 +44,31 @@ _RANGE: Final = struct.Struct("=2Q")
 def devno(rdev: int) -> str:
     """Write a device number as "major:minor", the kernel's way."""
     return f"{os.major(rdev)}:{os.minor(rdev)}"
+
+
+@contextmanager
+def locked(path: str, patience: float = 5.0) -> Iterator[None]:
+    """Hold the lock (flock(2)) that whoever changes what a device is takes, as mkfs does.
+
+    Raises `Refused` when another has it for *patience* seconds, and OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    deadline = time.monotonic() + patience
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as exc:
+                if time.monotonic() > deadline:
+                    raise Refused(
+                        f"{path} is locked by another program, which may be changing it",
+                        way_out=f"wait for it; see: lsof {path}",
+                    ) from exc
+            time.sleep(0.05)
+        yield
+    finally:
+        os.close(fd)
 
 
 def pread_full(fd: int, into: memoryview, offset: int) -> None:

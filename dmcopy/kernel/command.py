@@ -19,8 +19,8 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, NoReturn, cast
 
@@ -91,6 +91,23 @@ def _stdin_file(text: str | None) -> IO[bytes]:
     return os.fdopen(fd, "rb")
 
 
+@contextmanager
+def _starting(argv: Sequence[str]) -> Iterator[None]:
+    """Raise `CommandFailed` for a program that was not started, or was killed in its cradle.
+
+    The host has no process left or no memory; or the fork was killed before it told sh its
+    session, which sh takes apart unseen (ValueError).
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as exc:  # RuntimeError: no thread could be started
+        raise _not_started(argv, exc) from exc
+
+
+def _not_started(argv: Sequence[str], exc: Exception) -> CommandFailed:
+    return CommandFailed(argv, -int(signal.SIGKILL), f"it could not be started: {exc}")
+
+
 def launch_sh(argv: Sequence[str], stdin: str | None, timeout: float) -> Completed:
     """Run a program through sh."""
     import sh
@@ -100,7 +117,7 @@ def launch_sh(argv: Sequence[str], stdin: str | None, timeout: float) -> Complet
         raise _missing(argv[0])
     logging.getLogger("sh").setLevel(logging.WARNING)  # it tells each start at level info
     started = time.monotonic()
-    with _stdin_file(stdin) as file:
+    with _stdin_file(stdin) as file, _starting(argv):
         # _timeout= is not used: it adds 0.1 s to each call
         running = sh.Command(path)(
             *argv[1:],
@@ -115,7 +132,8 @@ def launch_sh(argv: Sequence[str], stdin: str | None, timeout: float) -> Complet
             _new_session=True,
             _return_cmd=True,
         )
-    timed_out = _wait_for(running, timeout)
+    with _starting(argv):
+        timed_out = _wait_for(running, timeout)
     status = running.process.exit_code
     return Completed(
         argv=tuple(argv),
@@ -143,7 +161,11 @@ def _wait_for(running: sh.RunningCommand, timeout: float) -> bool:
             running.wait()
         ended.set()
 
-    threading.Thread(target=wait, name=f"wait-{running.pid}", daemon=True).start()
+    try:
+        threading.Thread(target=wait, name=f"wait-{running.pid}", daemon=True).start()
+    except RuntimeError:
+        _kill_group(running.pid)
+        raise
     end = time.monotonic() + timeout
     try:
         if ended.wait(timeout):
@@ -299,6 +321,8 @@ def start_process(argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> Proce
         )
     except FileNotFoundError as exc:
         raise _missing(argv[0]) from exc
+    except OSError as exc:  # no process left, no memory
+        raise _not_started(argv, exc) from exc
     return Process(popen)
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from dmcopy.core.table import Table
 from dmcopy.core.targets.linear import Linear
 from dmcopy.core.targets.snapshot import Snapshot, SnapshotOrigin
+from dmcopy.errors import Refused
 from dmcopy.kernel.blkdev import BlockDevice
 from dmcopy.kernel.dm import Dm
 from dmcopy.kernel.lvm import Lvm
@@ -81,6 +82,12 @@ class Splice(Step):
 
     def do(self) -> None:
         lock_memory()
+        now = self._dm.table(self._name)
+        if now != self._original:  # another was faster since it was looked at
+            raise Refused(
+                f"the table of {self._name} was changed meanwhile: '{now}', was '{self._original}'",
+                way_out="see what changed it: dmcopy status",
+            )
         self.instant = Swap(dm=self._dm, name=self._name, limit=self._limit)(self._ours())
 
     def undo(self) -> None:

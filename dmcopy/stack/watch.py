@@ -100,7 +100,8 @@ def main(argv: Sequence[str]) -> int:
     devices = [_Device(control, name) for name in argv[3:]]
     with suppress(OSError):
         lock_memory()
-    os.write(1, b"ready\n")
+    with suppress(BrokenPipeError):  # control is gone already
+        os.write(1, b"ready\n")
     answer = _watch(devices, float(argv[0]), (int(argv[1]), int(argv[2])))
     with suppress(BrokenPipeError):  # control is gone
         os.write(1, f"{answer}\n".encode())

@@ -218,10 +218,7 @@ class Scene:
         """Run the command line in a fork of this process, which has everything imported."""
         started = time.monotonic()
         out, err = self.folder / "stdout", self.folder / "stderr"
-        gc.freeze()  # the fork's collections would touch, and so copy, every page of pytest's
-        pid = os.fork()
-        if pid == 0:
-            self._child(argv, prepare, out, err)
+        pid = self.spawn(argv, out, err, prepare=prepare)
         end = time.monotonic() + timeout
         while True:
             done, status = os.waitpid(pid, os.WNOHANG)
@@ -234,6 +231,21 @@ class Scene:
             time.sleep(0.005)
         code = os.waitstatus_to_exitcode(status)
         return Ran(code, out.read_text(), err.read_text(), time.monotonic() - started)
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        out: Path,
+        err: Path,
+        *,
+        prepare: Callable[[], Context | None] | None = None,
+    ) -> int:
+        """Begin such a fork, which writes to *out* and *err*; the caller waits for the pid."""
+        gc.freeze()  # the fork's collections would touch, and so copy, every page of pytest's
+        pid = os.fork()
+        if pid == 0:
+            self._child(argv, prepare, out, err)
+        return pid
 
     def _child(
         self,
@@ -301,6 +313,11 @@ class Scene:
 
     def assert_clean(self, origin: str, table: str) -> None:
         """Nothing of dmcopy's is left, and the origin is as it was and takes writes."""
+        self.assert_back(origin, table)
+        assert timed_write(origin) < 1 + SLACK
+
+    def assert_back(self, origin: str, table: str) -> None:
+        """The same, without a write, which the image of a load that proves itself must not have."""
         assert sh("dmsetup", "table", origin) == table
         info = sh("dmsetup", "info", "--columns", "--noheadings", "-o", "name,attr,uuid")
         assert f"{os.path.basename(origin)}:L--w:" in info, "live, nothing loaded, not suspended"
@@ -316,7 +333,6 @@ class Scene:
         no_helpers()
         keys = [line.split()[0] for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]]
         assert not [key for key in keys if (int(key) & 0xFFFFFFFF) >> 16 == 0x0D4D]
-        assert timed_write(origin) < 1 + SLACK
 
 
 def digest(path: str) -> str:
