@@ -177,7 +177,7 @@ class Ended(Event):
 
 Observer = Callable[[Event], None]
 
-_KINDS: Final[dict[str, Callable[..., Event]]] = {
+KINDS: Final[dict[str, type[Event]]] = {
     kind.event: kind
     for kind in (
         Planned,
@@ -200,4 +200,5 @@ def from_json(said: Mapping[str, Any]) -> Event:  # Any: JSON
     words: dict[str, Any] = {  # Any: JSON
         name: tuple(value) if isinstance(value, list) else value for name, value in said.items()
     }
-    return _KINDS[str(words.pop("event"))](**words)
+    kind: Callable[..., Event] = KINDS[str(words.pop("event"))]
+    return kind(**words)

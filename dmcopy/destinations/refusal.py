@@ -125,7 +125,7 @@ def refuse_other(path: str, devno: str, around: Surroundings) -> None:
     if key is not None:
         raise Refused(
             f"{path} is not the device it was when the job began: "
-            f"{key} is {new[key]}, was {old[key]}",
+            f"{key} is {new.get(key, 'not known')}, was {old[key]}",
             way_out="bring the old device back, or begin a new job",
         )
 

@@ -27,6 +27,7 @@ from dmcopy.jobs.spec import CopySpec
 from dmcopy.jobs.standing import Json, SplicedNow, Standing, cow_reading
 from dmcopy.jobs.state import State, is_final
 from dmcopy.kernel import identity
+from dmcopy.kernel.lvm import Lvm
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.adopt import Adopted, adopt, settle
 from dmcopy.stack.begin import Claim, Spliced
@@ -35,7 +36,13 @@ from dmcopy.stack.discover import Provider, Source
 from dmcopy.stack.evidence import refuse_written
 from dmcopy.stack.hold import Instant
 from dmcopy.stack.reassemble import reassembled
-from dmcopy.stack.recover import Remains, find_remains, remove_files, take_apart
+from dmcopy.stack.recover import (
+    Remains,
+    find_remains,
+    remove_files,
+    remove_lvs,
+    take_apart,
+)
 from dmcopy.units import Bytes, Sectors, to_sectors
 
 
@@ -110,13 +117,7 @@ class Taken(Standing):
         )
 
     def end(self) -> float | None:
-        assert self._host.dm is not None
-        remains = self._remains()
-        taken = take_apart(self._host.dm, remains)
-        _, kept = remove_files(sorted(remains.cow_files().union(self._files)))
-        if taken.left or kept:
-            raise LeftBehind([*taken.left, *kept], job=self._job)
-        return taken.held
+        return _take_apart(self._host, self._job, self._files)
 
     def _remains(self) -> Remains:
         assert self._host.dm is not None
@@ -127,19 +128,27 @@ class Reassembled(Standing):
     """A snapshot that is put together again around its store, after the machine went down."""
 
     def __init__(
-        self, spliced: Spliced, source: Source, chunk: Sectors, host: Host, files: Sequence[str]
+        self,
+        spliced: Spliced,
+        source: Source,
+        chunk: Sectors,
+        host: Host,
+        *,
+        job: str,
+        files: Sequence[str],
     ) -> None:
         """*files* are those of the COW device, which go at the end."""
         self._inner = SplicedNow(spliced, source, chunk, host.sysfs)
         self._source = source
-        self._sysfs = host.sysfs
+        self._host = host
+        self._job = job
         self._files = tuple(files)
 
     def lines(self) -> tuple[str, ...]:
         return self._inner.lines()
 
     def check(self) -> None:
-        refuse_written(self._source.devno, self._source.path, self._sysfs)
+        refuse_written(self._source.devno, self._source.path, self._host.sysfs)
 
     def begin(self, record: Callable[[str], None]) -> Instant | None:
         self._inner.begin(record)
@@ -151,9 +160,7 @@ class Reassembled(Standing):
 
     def end(self) -> float | None:
         held = self._inner.end()
-        _, kept = remove_files(self._files)
-        if kept:
-            raise LeftBehind(kept)
+        _take_apart(self._host, self._job, self._files)
         return held
 
 
@@ -196,7 +203,15 @@ class ClaimedAgain(Standing):
 
 
 class Over(Standing):
-    """Nothing stands any more: everything is durable at the destination."""
+    """Nothing need stand any more: everything is durable at the destination, and on record.
+
+    What was not yet taken apart when the job was interrupted still is.
+    """
+
+    def __init__(self, host: Host, job: str, files: Sequence[str]) -> None:
+        self._host = host
+        self._job = job
+        self._files = tuple(files)
 
     def lines(self) -> tuple[str, ...]:
         return ()
@@ -211,7 +226,26 @@ class Over(Standing):
         raise AssertionError("a copied job reads nothing")
 
     def end(self) -> float | None:
-        return None
+        return _take_apart(self._host, self._job, self._files)
+
+
+def _take_apart(host: Host, job: str, files: Sequence[str]) -> float | None:
+    """Take apart what the kernel has of a job, and remove the *files* of its COW device."""
+    remains = find_remains(host.dm, host.sysfs).get(job) if host.dm is not None else None
+    held = None
+    left: list[str] = []
+    if remains is not None and host.dm is not None:
+        _, not_taken, held = take_apart(host.dm, remains)
+        left += not_taken
+        files = sorted(remains.cow_files().union(files))
+        if remains.lvs:
+            _, kept = remove_lvs(Lvm(host.run), job)
+            left += kept
+    _, kept_files = remove_files(files)
+    left += kept_files
+    if left:
+        raise LeftBehind(left, job=job)
+    return held
 
 
 def why_not_resumable(record: Record) -> str | None:
@@ -242,12 +276,12 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
     record = journal.record(name)
     if record is None:
         raise UsageError(f"there is no job {name} in the journal (see: dmcopy list)")
-    why_not = why_not_resumable(record)
-    if why_not is not None and record.lost:
-        raise PointInTimeLost(why_not)
-    if why_not is not None:
+    reason = why_not_resumable(record)
+    if reason is not None and record.lost:
+        raise PointInTimeLost(reason)
+    if reason is not None:
         raise Refused(
-            f"job {name} cannot be resumed: {why_not}",
+            f"job {name} cannot be resumed: {reason}",
             way_out="begin a new one: dmcopy copy"
             if is_final(record.state)
             else f"clear it away: dmcopy cancel {name}; then begin a new one",
@@ -257,18 +291,19 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
     begun = events.from_json(record.begun)
     assert isinstance(begun, events.Begun)
     spec = CopySpec.from_json(record.spec)
-    rebooted = record.facts["boot_id"] != host.sysfs.boot_id()
-    source = _source(record.facts, host, rebooted=rebooted)
-    destination = parse_destination(spec.destination)
     done = journal.done(name)
-    copied = record.state in (State.COPIED, State.VERIFIED)
+    # Where all is on record nothing is read any more, whatever became of source and snapshot.
+    all_done = sum(row.extent.length for row in done) == record.facts["source"]["length_sectors"]
+    copied = all_done or record.state in (State.COPIED, State.VERIFIED)
+    rebooted = record.facts["boot_id"] != host.sysfs.boot_id()
+    source = _source(record.facts, host, rebooted=rebooted, copied=copied)
+    destination = parse_destination(spec.destination)
+    files = [f for f in journal.leftovers(name) if f not in destination.leftovers()]
     if copied:
-        standing: Standing = Over()
+        standing: Standing = Over(host, name, files)
     elif rebooted:
-        files = [f for f in journal.leftovers(name) if f not in destination.leftovers()]
         standing = _reassembled(record, source, spec, host, files)
     elif source.provider is Provider.SPLICE:
-        files = [f for f in journal.leftovers(name) if f not in destination.leftovers()]
         retired = [Extent(row.extent.start, row.retired) for row in done if row.retired]
         standing = Taken(host, source, spec, retired=retired, files=files)
     else:
@@ -305,29 +340,18 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
     )
 
 
-def _source(facts: Mapping[str, Any], host: Host, *, rebooted: bool) -> Source:
+def _source(facts: Mapping[str, Any], host: Host, *, rebooted: bool, copied: bool) -> Source:
     """Make the source of what the journal has of it, in the numbers that devices have now."""
     known = facts["source"]
     devno, table = known["devno"], known["table"]
-    if rebooted:
-        if known["dm_name"] is None:
-            raise PointInTimeLost(
-                f"{known['path']} was idle, so nothing that was written to it was saved, and "
-                "the machine was started again: what happened before that is not known"
-            )
-        table = _in_todays_numbers(table, known["below"], host.sysfs)
-        info = host.dm.info(known["dm_name"]) if host.dm is not None else None
-        if info is None:
-            raise Refused(
-                f"{known['path']} is not there since the machine was started",
-                way_out="make it as it was, and let nobody write to it before it is resumed: "
-                f"dmsetup create {known['dm_name']} --table '{table}'",
-            )
-        devno = info.devno
+    if rebooted and copied:  # it is not read any more, only kept from being taken for another
+        devno = identity.find(known["identity"], host.sysfs) or devno
+    elif rebooted:
+        devno, table = _after_boot(known, host)
     return Source(
         path=known["path"],
         devno=devno,
-        node=host.sysfs.node(devno),
+        node=known["path"] if copied else host.sysfs.node(devno),
         length=Sectors(known["length_sectors"]),
         logical_block=Bytes(known["logical_block_bytes"]),
         provider=Provider(facts["provider"]),
@@ -336,6 +360,24 @@ def _source(facts: Mapping[str, Any], host: Host, *, rebooted: bool) -> Source:
         table=Table.parse(table) if table is not None else None,
         mounts=(),
     )
+
+
+def _after_boot(known: Mapping[str, Any], host: Host) -> tuple[str, str]:  # Any: JSON
+    """Give the origin's number and its table, as they are since the machine was started."""
+    if known["dm_name"] is None:
+        raise PointInTimeLost(
+            f"{known['path']} was idle, so nothing that was written to it was saved, and "
+            "the machine was started again: what happened before that is not known"
+        )
+    table = _in_todays_numbers(known["table"], known["below"], host.sysfs)
+    info = host.dm.info(known["dm_name"]) if host.dm is not None else None
+    if info is None:
+        raise Refused(
+            f"{known['path']} is not there since the machine was started",
+            way_out="make it as it was, and let nobody write to it before it is resumed: "
+            f"dmsetup create {known['dm_name']} --table '{table}'",
+        )
+    return info.devno, table
 
 
 def _in_todays_numbers(table: str, below: Json, sysfs: Sysfs) -> str:
@@ -373,7 +415,7 @@ def _reassembled(
         known=int(record.progress["exceptions"]) if record.progress is not None else 0,
         hold_limit=spec.hold_limit,
     )
-    return Reassembled(spliced, source, chunk, host, files)
+    return Reassembled(spliced, source, chunk, host, job=record.name, files=files)
 
 
 def _store(cow: CowPlan, sysfs: Sysfs) -> Path | list[str]:

@@ -128,13 +128,20 @@ class CopyJob:
                 self._conductor.copy(worker, desk, standing.reading())
                 # The image is durable at the destination: the application need not wait for more.
                 self._take_apart()
-                self._record.move(State.COPIED)
-                self._copied = True
+                self._has_copied()
+            else:
+                self._take_apart()  # what was still there when it was interrupted
+                self._has_copied()
             self._verify_if_wanted(worker, desk)
             with signals_deferred():  # it happens, or it does not
                 worker.send("complete")
                 self._conductor.follow(worker, "complete", None)
                 self._complete = True
+
+    def _has_copied(self) -> None:
+        if self._journal.state(self._spec.name) != State.VERIFIED:
+            self._record.move(State.COPIED)
+        self._copied = True
 
     def _leftovers(self) -> list[str]:
         cow = self._prepared.cow

@@ -16,7 +16,10 @@ _STRONG: Final = ("wwn", "serial", "partuuid", "dm_uuid", "md_uuid", "backing_fi
 
 def difference(old: Identity, new: Identity) -> str | None:
     """Name what tells *new* from *old*, which was recorded; None when it is the same device."""
-    both: list[str] = [key for key in _STRONG if key in old and key in new]
+    strong = [key for key in _STRONG if key in old]
+    both = [key for key in strong if key in new]
+    if strong and not both:
+        return strong[0]  # it had a name for ever, and this one has another kind or none
     for key in (*(both or ["devno"]), "size_bytes"):
         if key in old and old[key] != new[key]:
             return key

@@ -37,10 +37,11 @@ from dmcopy.stack.steps import (
     CowFile,
     CreateDevice,
     CreateLv,
+    FlushSource,
     SyncFileSystems,
     WipeHead,
-    cow_path,
     head_length,
+    node_path,
     restore_origin,
     with_table,
 )
@@ -192,11 +193,13 @@ def splice(
             under,
             *below_cow,
             cow_device,
-            WipeHead(cow_path(sysfs, cow_device), head_length(chunk)),
+            *_later_devices(cow, device),
+            WipeHead(node_path(sysfs, cow_device), head_length(chunk)),
             snapshot,
             *sync,
         ],
         critical=[swap],
+        finish=[FlushSource(node_path(sysfs, under))],
     )
     return Spliced(
         plan=plan,
@@ -206,6 +209,20 @@ def splice(
         snapshot=snapshot,
         origin_table=ours,
     )
+
+
+def _later_devices(
+    cow: CowPlan, device: Callable[[Role, Callable[[], Table]], CreateDevice]
+) -> list[Step]:
+    """Claim the devices that are appended later, so that nobody takes one meanwhile.
+
+    By a dm device: what dm has claimed, another dm device may use too (dm.c:_dm_claim_ptr).
+    """
+    later = cow.devices[1:]
+    if not later:
+        return []
+    table = Table.of(*(Linear(one.length, one.devno, Sectors(0)) for one in later))
+    return [device(Role.SPARE, lambda: table)]
 
 
 def _cow_steps(

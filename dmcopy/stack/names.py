@@ -47,6 +47,7 @@ class Role(StrEnum):
 
     SOURCE = "source"
     COW = "cow"
+    SPARE = "spare"  # claims the COW devices whose turn has not come
     SNAP = "snap"
     GATE = "gate"
     BRAKE = "brake"

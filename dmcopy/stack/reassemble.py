@@ -34,8 +34,8 @@ from dmcopy.stack.begin import Splice, Spliced
 from dmcopy.stack.evidence import refuse_written
 from dmcopy.stack.names import Role, device_name, device_uuid
 from dmcopy.stack.plan import Plan, Step
-from dmcopy.stack.steps import AttachLoop, CreateDevice, cow_path
-from dmcopy.units import Sectors, round_down, sectors_down, to_bytes
+from dmcopy.stack.steps import AttachLoop, CreateDevice, node_path
+from dmcopy.units import Bytes, Sectors, round_down, sectors_down, to_bytes
 
 _UNDER_WAY: Final = 2048  # chunks that may be allocated and not yet committed (dm-snap.c)
 
@@ -60,40 +60,53 @@ class CheckStore(Step):
 
     def do(self) -> None:
         with BlockDevice.open(self._path()) as device:
-            self.check(device)
+            check_store(
+                device.fd,
+                block=device.logical_block,
+                size=device.sectors,
+                source=self._source,
+                chunk=self._chunk,
+                known=self._known,
+            )
 
     def undo(self) -> None:
         """Nothing was changed."""
 
-    def check(self, device: BlockDevice) -> None:
-        """Raise `PointInTimeLost` unless the store on *device* can be trusted."""
-        try:
-            count = _count(device, self._chunk)
-        except (StoreDamaged, OSError) as exc:
-            raise PointInTimeLost(f"the exception store cannot be read: {exc}") from exc
-        if count < self._known:
-            raise PointInTimeLost(
-                f"the exception store has {count} exceptions, but had {self._known} before the "
-                "machine went down"
-            )
-        per_area = exceptions_per_area(self._chunk)
-        used = 1 + count + -(-(count + 1) // per_area)  # the header, data, and areas
-        free = device.sectors // self._chunk - used
-        if device.sectors >= never_overflow(self._source, self._chunk):
-            return
-        if free < _UNDER_WAY + per_area:
-            raise PointInTimeLost(
-                f"the exception store had only {free} free chunks when the machine went down: "
-                "whether it overflowed cannot be known"
-            )
+
+def check_store(
+    fd: int, *, block: Bytes, size: Sectors, source: Sectors, chunk: Sectors, known: int
+) -> None:
+    """Raise `PointInTimeLost` unless the store on *fd*, of *size*, can be trusted.
+
+    *fd* is read in multiples of *block*; *source* is the length of the source, *known* counts
+    the exceptions that the journal knows of.
+    """
+    try:
+        count = _count(fd, block, chunk)
+    except (StoreDamaged, OSError) as exc:
+        raise PointInTimeLost(f"the exception store cannot be used: {exc}") from exc
+    if count < known:
+        raise PointInTimeLost(
+            f"the exception store has {count} exceptions, but had {known} before the machine "
+            "went down"
+        )
+    if size >= never_overflow(source, chunk):
+        return
+    per_area = exceptions_per_area(chunk)
+    used = 1 + count + -(-(count + 1) // per_area)  # the header, data, and areas
+    free = size // chunk - used
+    if free < _UNDER_WAY + per_area:
+        raise PointInTimeLost(
+            f"the exception store had only {free} free chunks when the machine went down: "
+            "whether it overflowed cannot be known"
+        )
 
 
-def _count(device: BlockDevice, chunk: Sectors) -> int:
+def _count(fd: int, block: Bytes, chunk: Sectors) -> int:
     """Count the exceptions; raises `StoreDamaged` for a header that is not ours or not valid."""
-    block = device.logical_block
     with mmap.mmap(-1, to_bytes(chunk)) as memory, memoryview(memory) as view:
         with view[:block] as head:
-            pread_full(device.fd, head, 0)
+            pread_full(fd, head, 0)
             header = Header.parse(bytes(head))
         if header.chunk_size != chunk:
             raise StoreDamaged(f"its chunks are of {header.chunk_size} sectors, not {chunk}")
@@ -104,7 +117,7 @@ def _count(device: BlockDevice, chunk: Sectors) -> int:
         while cursor.more:
             offset, length = cursor.pending_read(block)
             with view[:length] as part:
-                pread_full(device.fd, part, offset)
+                pread_full(fd, part, offset)
                 count += len(cursor.feed(part))
         return count
 
@@ -195,7 +208,7 @@ def reassembled(
             under,
             *([loop] if loop is not None else []),
             cow,
-            CheckStore(cow_path(sysfs, cow), source=length, chunk=chunk, known=known),
+            CheckStore(node_path(sysfs, cow), source=length, chunk=chunk, known=known),
             snapshot,
         ],
         critical=[swap],

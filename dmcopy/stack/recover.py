@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _HOLD_LIMIT: Final = 10.0  # seconds; a rescue may take longer than an everyday end
 
 # Top first: what is above must go before what it uses.
-_ORDER = (*LAYERS, Role.SNAP, Role.COW, Role.LEG, Role.SOURCE)
+_ORDER = (*LAYERS, Role.SNAP, Role.COW, Role.SPARE, Role.LEG, Role.SOURCE)
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,31 @@ class WipeHead(Step):
         """Nothing: there was nothing of worth, or we would not have been let in."""
 
 
+class FlushSource(Step):
+    """Make durable what was written before the begin time, before anybody counts on it.
+
+    What the source's disk has in its volatile cache is part of the image, and nobody but us
+    asks for it: a chunk that is overwritten later is saved with FUA, all others are not.
+    Proof: test_what_was_written_before_begin_time_is_durable_when_the_job_has_begun.
+    """
+
+    def __init__(self, path: Callable[[], str]) -> None:
+        self._path = path
+
+    def __str__(self) -> str:
+        return "flush the source"
+
+    def lines(self) -> Sequence[str]:
+        return (f"sync {self._path()}",)
+
+    def do(self) -> None:
+        with BlockDevice.open(self._path()) as device:
+            device.flush()
+
+    def undo(self) -> None:
+        """Nothing to undo."""
+
+
 class SyncFileSystems(Step):
     """Flush dirty data now, so that the freeze in the critical part is short."""
 
@@ -261,7 +286,7 @@ def restore_origin(
     return held
 
 
-def cow_path(sysfs: Sysfs, device: CreateDevice) -> Callable[[], str]:
+def node_path(sysfs: Sysfs, device: CreateDevice) -> Callable[[], str]:
     """Give a function that names the /dev path of *device* once it exists."""
 
     def path() -> str:

@@ -3,8 +3,10 @@
 ``record`` lays dm-log-writes over one disk, of which source, destination and state are slices, so
 that the log has one order for all of them.  ``replay``, in another boot, makes the disk again as
 it was at many moments, and says of each what became of the job, as `guest_side.again` does.
+``begin`` is a copy whose source alone is logged: what no flush made durable there can be lost.
 
     python -m tests.cuts.recorder record
+    python -m tests.cuts.recorder begin
     python -m tests.cuts.recorder replay --flushes N --others N --seed N
 """
 
@@ -29,6 +31,7 @@ from tests.cuts.logwrites import Entry, Flags, Replay
 from tests.lab.stage import patiently, sh
 
 MEDIUM, LOG = "/dev/ubda", "/dev/ubdb"
+SOURCE_LOG: Final = "/dev/ubdd"  # of a machine with three disks
 _READY: Final = "ready"
 _SLICES: Final = {"source": (0, SIZE), "target": (SIZE, SIZE), "state": (2 * SIZE, STATE_SIZE)}
 _WHOLE: Final = 2 * SIZE + STATE_SIZE
@@ -57,19 +60,31 @@ def record() -> None:
     sh("modprobe", "dm-log-writes")
     sh("dmsetup", "create", "medium", "--table", f"0 {_WHOLE >> 9} log-writes {MEDIUM} {LOG}")
 
-    def mark() -> None:
-        sh("dmsetup", "message", "medium", "0", "mark", _READY)
-
     with slices("/dev/mapper/medium") as paths:
         guest_side.state_disk(paths["state"])
         guest_side.devices(paths["source"], paths["target"])
-        guest_side.copy_with_witness(blow=None, until_cut=False, when_ready=mark)
+        guest_side.copy_with_witness(blow=None, until_cut=False, when_ready=_mark)
         for name in ("cut-origin", "cut-destination"):
             patiently("dmsetup", "remove", name)
         sh("umount", str(guest_side.MOUNT))
     status = sh("dmsetup", "status", "medium")
     assert "disabled" not in status, f"the log is not whole: {status}"
     patiently("dmsetup", "remove", "medium")  # writes the rest of the log
+
+
+def begin() -> None:
+    """Copy until the power is cut; the source's disk is logged, and nothing else."""
+    sh("modprobe", "dm-log-writes")
+    log = f"0 {SIZE >> 9} log-writes {guest_side.SOURCE} {SOURCE_LOG}"
+    sh("dmsetup", "create", "medium", "--table", log)
+    guest_side.state_disk()
+    guest_side.devices("/dev/mapper/medium")
+    # the mark has the kernel write down how long the log is
+    guest_side.copy_with_witness(blow=None, until_cut=True, when_ready=_mark)
+
+
+def _mark() -> None:
+    sh("dmsetup", "message", "medium", "0", "mark", _READY)
 
 
 def moments(
@@ -128,6 +143,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="recorder")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("record")
+    verbs.add_parser("begin")
     verb = verbs.add_parser("replay")
     verb.add_argument("--flushes", type=int, required=True)
     verb.add_argument("--others", type=int, required=True)
@@ -135,6 +151,8 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.verb == "record":
         record()
+    elif options.verb == "begin":
+        begin()
     else:
         replay(flushes=options.flushes, others=options.others, seed=options.seed)
     return 0

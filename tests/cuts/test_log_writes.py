@@ -16,7 +16,9 @@ from typing import Final
 
 import pytest
 
-from tests.cuts.machine import TALLY, Media, live, said
+from lab.guest import CUT
+from tests.cuts.logwrites import Replay
+from tests.cuts.machine import TALLY, Machine, Media, live, said
 
 pytestmark = [pytest.mark.cuts, pytest.mark.timeout(1200)]
 
@@ -44,3 +46,22 @@ def test_snapshot_is_the_image_whatever_of_the_cache_is_lost(folder: Path, media
     assert [moment for moment in moments if moment["image"]["wrong"]] == []
     # else the comparison would have been with the finished copy only
     assert sum(moment["image"]["where"] == "snapshot" for moment in moments) > MOMENTS // 2
+
+
+def test_what_was_written_before_begin_time_is_durable_when_the_job_has_begun(
+    folder: Path, machine: Machine
+) -> None:
+    """The source's disk loses its cache; the application had flushed nothing itself."""
+    log, durable = folder / "log", folder / "durable"
+    with log.open("wb") as file:
+        file.truncate(_LOG_SIZE)
+    shutil.copyfile(machine.source, durable)
+    disks = [*machine.disks, log]
+    result = live("recorder", "begin", disks=disks, share=machine.share, cut=machine.after_ready(1))
+    assert result.status == CUT, said(result)
+    with log.open("rb") as entries, durable.open("r+b") as image:
+        replayed = Replay(entries.fileno(), image.fileno(), cut=True)
+        replayed.to(len(replayed.entries), lambda _: False)
+    shutil.copyfile(durable, machine.source)
+    found = machine.again("--how", "snapshot")
+    assert found["image"] == {"wrong": [], "where": "snapshot"}, machine.tell()

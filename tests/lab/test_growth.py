@@ -234,6 +234,9 @@ def test_next_device_of_a_list_is_taken_when_the_last_is_full(place: Scene) -> N
 
     def look() -> None:
         rows.append(len(job.dm.table(job.spliced.cow.name)))
+        for disk in disks:  # also those whose turn has not come
+            with pytest.raises(OSError, match="busy"):
+                os.close(os.open(disk, os.O_RDONLY | os.O_EXCL))
 
     with grown_under_load(place, job, meanwhile=look):
         pass

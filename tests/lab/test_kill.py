@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 MIB = 8
 CHANGES = 38  # that a copy makes, at the least
-KEPT = 12  # of these, with a begin time on record
+KEPT = 9  # of these, with a begin time on record
 JOB = ("--name", "job", "--json", "--segment", "1m")
 SHARDS = 3  # each its own test, so that a failure is soon found again
 UML = os.environ.get("LAB_GUEST") == "uml"

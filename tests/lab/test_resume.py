@@ -122,8 +122,13 @@ INTERRUPTIONS: dict[str, Any] = {
 }
 
 
-@pytest.mark.proof
-@pytest.mark.parametrize("how", INTERRUPTIONS)
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(how, marks=[pytest.mark.proof] if how in ("ctrl-c", "both") else [])
+        for how in INTERRUPTIONS
+    ],
+)
 def test_interrupted_copy_goes_on_as_of_its_begin_time(at: Scene, origin: str, how: str) -> None:
     with at.load(origin):
         job = Job(at, origin, slow_disk(at))

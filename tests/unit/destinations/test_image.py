@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,58 @@ def test_image_is_called_partial_until_complete(db: ImageDestination, around: Su
     assert not os.path.exists(db.partial)
     assert os.stat(db.path).st_size == to_bytes(LENGTH)
     assert db.leftovers() == [db.partial]
+
+
+def test_kept_image_is_gone_on_with(db: ImageDestination, around: Surroundings) -> None:
+    second = Extent(SEGMENT.end, Sectors(2048))
+    with db.open(LENGTH, around) as session:
+        session.write(SEGMENT, buffer(pattern(SEGMENT)))
+        session.keep()
+        mark = session.mark
+    assert os.path.exists(db.partial)
+    again = replace(around, resume=mark)
+    db.check(LENGTH, again)
+    with db.open(LENGTH, again) as session:
+        session.write(second, buffer(pattern(second)))
+        session.complete()
+    assert Path(db.path).read_bytes() == pattern(SEGMENT) + pattern(second)
+
+
+def test_image_that_is_gone_on_with_stays_without_being_kept_again(
+    db: ImageDestination, around: Surroundings
+) -> None:
+    with db.open(LENGTH, around) as session:
+        session.keep()
+        mark = session.mark
+    with db.open(LENGTH, replace(around, resume=mark)):
+        pass
+    assert os.path.exists(db.partial)
+
+
+def test_unfinished_image_that_is_gone_or_another_is_refused(
+    db: ImageDestination, around: Surroundings
+) -> None:
+    with db.open(LENGTH, around) as session:
+        session.keep()
+        mark = session.mark
+    again = replace(around, resume=mark)
+    with (
+        pytest.raises(Refused, match="not the file that the job was writing"),
+        db.open(Sectors(LENGTH - 8), again),
+    ):
+        pass
+    other = Path(f"{db.partial}2")
+    other.write_bytes(Path(db.partial).read_bytes())
+    other.rename(db.partial)
+    with (
+        pytest.raises(Refused, match="not the file that the job was writing"),
+        db.open(LENGTH, again),
+    ):
+        pass
+    os.unlink(db.partial)
+    for look in (lambda: db.check(LENGTH, again), lambda: db.open(LENGTH, again).__enter__()):
+        with pytest.raises(Refused, match="is gone; put it back"):
+            look()
 
 
 def test_image_is_sparse_where_nothing_was_written(
