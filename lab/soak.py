@@ -26,7 +26,7 @@ from typing import Any, Final
 from lab.guest import CHECKOUT
 
 _ROUND: Final = 600.0  # seconds of one guest of kills: a new seed, new devices, a new kernel
-_CUTS: Final = 4  # power cuts of one run of their tests
+_CUTS: Final = 2  # power cuts of one run of their tests
 _LEAST: Final = 30.0  # seconds: what is left after is not worth a guest
 _GRACE: Final = 240.0  # seconds that the last round may take longer
 _POWER: Final = re.compile(r"(\d+) power cuts, (\d+) images right, (\d+) said lost, (\d+) wrong")

@@ -456,7 +456,8 @@ class Torture:
             ran = self.here.fork("rescue")
             assert ran.status == 0, f"{ran} {self.tell()}"
             self.writes_go_on("after rescue")
-        self.tally.say_lost(why.partition(";")[0].replace(self._job, "JOB"))
+        said = why.replace(self._job, "JOB").removeprefix("job JOB cannot be resumed: ")
+        self.tally.say_lost(said.partition(";")[0])
         self.here.assert_back(self.origin, self.table)
         assert not self._image.exists(), self.tell()
 
