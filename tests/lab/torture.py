@@ -276,7 +276,7 @@ class Torture:
             self.writes_go_on(f"after {session}")
             self.story.append(f"{session}")
             view = self._view()
-            if status == 0:
+            if status == 0 or (view is not None and view.state == "ended"):  # killed after its end
                 self._check_image(view)
                 return "right"
             if view is None or not view.can_resume:
