@@ -141,7 +141,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         default=DEFAULT_HOLD_LIMIT,
         metavar="SECONDS",
-        help="longest time that writes may be held at begin time (default: %(default)g)",
+        help="longest time that a write may be held (default: %(default)g)",
     )
     parser.add_argument(
         "--overwrite-signature",

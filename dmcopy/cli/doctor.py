@@ -117,7 +117,15 @@ def _after_root(host: Host) -> Iterator[Check]:
             detail=", ".join(held) or "none",
             mend=f"dmsetup resume {held[0]}" if held else "",
         )
-    dead = [view.job for view in overview(host) if view.is_dead]
+    views = overview(host)
+    waiting = [view.job for view in views if view.can_resume]
+    yield Check(
+        name="interrupted jobs",
+        ok=not waiting,
+        detail=", ".join(waiting) or "none",
+        mend=f"dmcopy resume {waiting[0]}, or dmcopy cancel {waiting[0]}" if waiting else "",
+    )
+    dead = [view.job for view in views if view.is_dead and not view.can_resume]
     yield Check(
         name="dead jobs", ok=not dead, detail=", ".join(dead) or "none", mend="dmcopy rescue"
     )

@@ -36,16 +36,15 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         views = [view for view in views if view.job == arguments.job]
         _check(arguments.job, views)
     dead = [view for view in views if view.is_dead]
-    if arguments.job is None:
-        for view in dead:
-            if view.can_resume:
-                _keep(view, as_json=arguments.json)
-        dead = [view for view in dead if not view.can_resume]
+    kept = [view for view in dead if view.can_resume] if arguments.job is None else []
+    for view in kept:
+        _keep(view, as_json=arguments.json)
+    dead = [view for view in dead if view not in kept]
     if arguments.dry_run:
         for view in dead:
             result = Rescued(job=view.job, done=(), left=view.remains)
             _show(result, as_json=arguments.json, dry_run=True)
-        _nothing(dead, as_json=arguments.json)
+        _nothing([*dead, *kept], as_json=arguments.json)
         return 0
     left: list[str] = []
     for view in dead:
@@ -56,7 +55,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     for cookie in cookies:
         if not arguments.json:
             print(f"destroyed udev cookie {cookie.key:#x} of process {cookie.pid}")
-    _nothing([*dead, *cookies], as_json=arguments.json)
+    _nothing([*dead, *kept, *cookies], as_json=arguments.json)
     if left:
         raise LeftBehind(left, job=arguments.job)
     return 0

@@ -23,15 +23,15 @@ _LOG_LINES: Final = 20
 def add(commands: Commands) -> None:
     """Add the commands to the command line."""
     for name, text, more in (
-        ("status", "show jobs that have not ended, and how far they are", "paused, and interrupted "
-         "ones that can be resumed or left something behind"),
-        ("list", "show all jobs, ended ones too", "how they ended.  How long ended jobs are kept: "
-         "dmcopy set --host keep-jobs=N keep-days=N"),
+        ("status", "show jobs that have not ended, and how far they are", "running, paused, and "
+         "interrupted ones that can be resumed or left something behind"),
+        ("list", "show all jobs, ended ones too", "also those that have ended, and how.  How long "
+         "these are kept: dmcopy set --host keep-jobs=N keep-days=N"),
     ):  # fmt: skip
         parser = commands.add_parser(
             name,
             help=text,
-            description=f"Show the jobs of this host: running, {more}.  Changes nothing.",
+            description=f"Show the jobs of this host: {more}.  Changes nothing.",
             allow_abbrev=False,
         )
         if name == "status":

@@ -165,6 +165,9 @@ def run_set(arguments: argparse.Namespace, context: Context) -> int:
     if (job is None) != arguments.host or not words:
         raise UsageError("say dmcopy set JOB NAME=VALUE, or dmcopy set --host NAME=VALUE")
     asked = dict(_setting(word) for word in words)
+    if job is None:
+        for name, value in asked.items():
+            settings.check(name, value)
     host = context.host()
     if job is None:
         with Journal(host.places.journal) as journal:

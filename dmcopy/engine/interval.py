@@ -39,7 +39,8 @@ class Interval:
         pace = (now - self._looked) / self._calls
         step = self._seconds / _LOOKS
         fitting = int(step / pace) if pace * _MOST_CALLS > step else _MOST_CALLS
-        self._calls = self._left = max(fitting, 1)
+        # no more than twice as many as were seen to be fast: the first ones tell little
+        self._calls = self._left = min(max(fitting, 1), 2 * self._calls)
         self._looked = now
         if now - self._last < self._seconds:
             return False

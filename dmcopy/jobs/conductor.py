@@ -17,7 +17,7 @@ from dmcopy.core.forecast import Forecast
 from dmcopy.core.rate import Rate
 from dmcopy.engine.request import rows_of, runs_of
 from dmcopy.engine.runs import Run
-from dmcopy.errors import Cancelled, DmcopyError, UsageError
+from dmcopy.errors import Cancelled, DmcopyError, Interrupted, UsageError
 from dmcopy.jobs.account import Account
 from dmcopy.jobs.control import Asked, Desk
 from dmcopy.jobs.cow_watch import LOOK_SECONDS, CowWatch, Steer
@@ -33,6 +33,7 @@ from dmcopy.stack.brake import Brake
 from dmcopy.stack.gate import LiveTables
 from dmcopy.stack.grow import grower
 from dmcopy.stack.names import Role, device_name
+from dmcopy.stack.plan import signals_deferred
 from dmcopy.units import Bytes, Sectors, to_bytes, to_sectors
 
 _NOTE_SECONDS: Final = 1.0  # how often the progress goes to the journal
@@ -106,12 +107,21 @@ class Conductor:
         return self.follow(worker, "verified", desk)
 
     def release(self, *, worker_gone: bool = False) -> None:
-        """Let go of what the brake holds: nothing is held for a job that does not copy."""
+        """Let go of what the brake holds: nothing is held for a job that does not copy.
+
+        Never fails: taking the job apart, or going on with it, finds what is left of a brake.
+        """
         if worker_gone:
             self._worker = None
         if self._watch is not None:
             watch, self._watch = self._watch, None
-            watch.end()
+            try:
+                with signals_deferred():
+                    watch.end()
+            except Interrupted:
+                raise
+            except DmcopyError as exc:
+                self._teller.warn(f"the brake's devices could not be removed: {exc}")
 
     def follow(self, worker: WorkerLink, until: str, desk: Desk | None) -> Message:
         """Take the worker's messages until the one that is waited for; serve who asks."""

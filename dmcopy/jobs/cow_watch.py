@@ -15,7 +15,7 @@ from dmcopy.core import events
 from dmcopy.core.extent import Extent
 from dmcopy.core.forecast import First, Forecast, Outlook
 from dmcopy.core.targets.snapshot import SnapshotStatus
-from dmcopy.errors import DmcopyError, DmFailed, PointInTimeLost
+from dmcopy.errors import DmcopyError, DmFailed, Interrupted, PointInTimeLost
 from dmcopy.kernel.dm import Dm
 from dmcopy.stack.hold import Instant
 from dmcopy.units import MIB, Bytes, Sectors, format_size, sectors_down, to_bytes
@@ -182,6 +182,8 @@ class CowWatch:
         started = self._clock()
         try:
             size = grower.grow(min(wanted, grower.can_grow_to()))
+        except Interrupted:
+            raise
         except (DmcopyError, OSError) as exc:
             self._refused = self._clock()
             self._warn_once(str(exc))
@@ -231,7 +233,7 @@ class CowWatch:
             self._brake = self._make_brake()
         try:
             self._brake.on(milliseconds, self._steer.retire())
-        except PointInTimeLost:
+        except (PointInTimeLost, Interrupted):
             raise
         except DmcopyError as exc:  # it is as it was, and tried again at the next look
             self._warn_once(f"the brake could not be put on: {exc}")
@@ -262,7 +264,7 @@ class CowWatch:
             spare = Bytes(max(total - used - total // _HARD_SHARE, 0))
             try:
                 self._brake.advance(self._steer.retire(), room=sectors_down(spare))
-            except PointInTimeLost:
+            except (PointInTimeLost, Interrupted):
                 raise
             except DmcopyError as exc:  # the brake is on, and is advanced with the next batch
                 self._warn_once(f"the brake could not be advanced: {exc}")

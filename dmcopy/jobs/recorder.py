@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dmcopy.core.extent import Extent
-from dmcopy.errors import DmcopyError
+from dmcopy.errors import DmcopyError, Interrupted
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.state import State
+from dmcopy.stack.plan import signals_deferred
 
 
 class Recorder:
@@ -50,7 +51,10 @@ class Recorder:
         """Keep the last progress, unless the journal fails: there will be another."""
         if not self._waiting:
             try:
-                self._journal.note(self._job, "progress", event)
+                with signals_deferred():
+                    self._journal.note(self._job, "progress", event)
+            except Interrupted:
+                raise
             except DmcopyError as exc:
                 self._failed(exc)
 
@@ -78,11 +82,14 @@ class Recorder:
         self._waiting.append(entry)
         while self._waiting:
             try:
-                self._waiting[0]()
+                with signals_deferred():  # an interruption is no failure of the journal
+                    self._waiting[0]()
+                    self._waiting.popleft()
+            except Interrupted:
+                raise
             except DmcopyError as exc:
                 self._failed(exc)
                 return
-            self._waiting.popleft()
         if self._is_failing:
             self._is_failing = False
             self._warn("the journal can be written again, and has everything")

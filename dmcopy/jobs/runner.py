@@ -66,6 +66,7 @@ class CopyJob:
         self._new = prepared.earlier is None
         self._begun = not self._new  # from then on an interruption leaves it standing
         self._copied = prepared.earlier is not None and prepared.earlier.copied
+        self._at_work = False  # a resume that was refused before leaves the job as it was
         self._opened = False  # what the destination leaves is ours from then on
         self._complete = False
         self._facts: dict[str, Any] = {}  # Any: JSON
@@ -124,6 +125,7 @@ class CopyJob:
             if not self._copied:
                 instant = standing.begin(lambda what: self._journal.intend(self._spec.name, what))
                 self._has_begun(instant)
+                self._at_work = True
                 self._record.move(State.COPYING)
                 self._conductor.copy(worker, desk, standing.reading())
                 # The image is durable at the destination: the application need not wait for more.
@@ -132,6 +134,7 @@ class CopyJob:
             else:
                 self._take_apart()  # what was still there when it was interrupted
                 self._has_copied()
+            self._at_work = True
             self._verify_if_wanted(worker, desk)
             with signals_deferred():  # it happens, or it does not
                 worker.send("complete")
@@ -233,6 +236,8 @@ class CopyJob:
 
     def _can_go_on(self, error: BaseException | None) -> bool:
         """Tell whether the job is left as it is, to be gone on with."""
+        if not self._new and not self._at_work and not isinstance(error, PointInTimeLost):
+            return error is not None
         interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
         kept = interrupted and not isinstance(error, Cancelled)
         return kept and self._begun and self._resumable
@@ -271,7 +276,8 @@ class CopyJob:
     def _end(self, error: BaseException | None) -> events.Ended:
         event = self._ended(error)
         if event.state in (State.PAUSED, State.COPIED):
-            self._record.move(State(event.state))
+            if self._journal.state(self._spec.name) in (State.BEGUN, State.COPYING):
+                self._record.move(State.PAUSED)
             self._record.log(event.as_json())
         else:
             if not event.left:

@@ -16,21 +16,26 @@ _NUMBERS: Final = {"keep-jobs": 100, "keep-days": 90}
 _RATE: Final = "rate"
 
 
-def change(journal: Journal, places: Places, name: str, value: str) -> None:
-    """Set *name*, at once and for later; raises `UsageError`."""
+def check(name: str, value: str) -> None:
+    """Raise `UsageError` unless *name* can be set to *value*."""
     if name == _RATE:
-        rate = Rate.parse(value)
-        if rate.auto:
+        if Rate.parse(value).auto:
             raise UsageError("the rate of all jobs together is a size or none: auto is a job's")
-        journal.set_setting(_RATE, str(rate) if rate.limit is not None else None)
-        _cap(places, rate)
-    elif name in _NUMBERS:
-        if not value.isdecimal():
-            raise UsageError(f"{name} is a number, not '{value}'")
-        journal.set_setting(name, value)
-    else:
+    elif name not in _NUMBERS:
         known = ", ".join((_RATE, *_NUMBERS))
         raise UsageError(f"'{name}' cannot be set for all jobs; these can: {known}")
+    elif not value.isdecimal():
+        raise UsageError(f"{name} is a number, not '{value}'")
+
+
+def change(journal: Journal, places: Places, name: str, value: str) -> None:
+    """Set *name*, which was checked, at once and for later."""
+    if name == _RATE:
+        rate = Rate.parse(value)
+        journal.set_setting(_RATE, str(rate) if rate.limit is not None else None)
+        _cap(places, rate)
+    else:
+        journal.set_setting(name, value)
 
 
 def apply(journal: Journal, places: Places) -> None:

@@ -10,11 +10,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dmcopy.destinations.block import BlockDestination
 from tests.lab import harness
 from tests.lab.scene import (
     SLACK,
@@ -105,7 +107,8 @@ def bytes_written(path: str) -> int:
 def kill_all(running: Running) -> None:
     running.kill()
     for pid in helpers():
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it ended with the other
+            os.kill(pid, signal.SIGKILL)
 
 
 def kill_worker(_running: Running) -> None:
@@ -148,8 +151,8 @@ def test_resume_costs_at_most_one_batch(at: Scene, origin: str) -> None:
     """Shown by the kernel's own count of what the destination got, and by ours."""
     destination = slow_disk(at)
     with at.load(origin):
-        job = Job(at, origin, destination)
         before = bytes_written(destination)
+        job = Job(at, origin, destination)
         job.copied(5 * BATCH)
         job.interrupt(kill_all)
         first = bytes_written(destination) - before
@@ -272,7 +275,7 @@ def test_table_that_was_replaced_meanwhile_is_lost_and_left_alone(at: Scene, ori
     job.interrupt(kill_all)
     reload(os.path.basename(origin), job_table)
     said = lost(at.run("resume", "job", "--json"))
-    assert f"the table of {os.path.basename(origin)} is" in said
+    assert f"the table of {os.path.basename(origin)} was replaced by" in said
     at.assert_clean(origin, job_table)
 
 
@@ -326,6 +329,28 @@ def test_what_cannot_be_resumed_says_why(at: Scene, origin: str) -> None:
     assert "job job cannot be resumed: it is ended" in refused.said
     waited = at.fork("wait", "job")
     assert (waited.status, waited.stdout, waited.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("who", ["control", "worker"])
+def test_resume_that_is_refused_leaves_the_job_as_it_was(
+    at: Scene, origin: str, who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if who == "worker":  # whichever looks first refuses
+        monkeypatch.setattr(BlockDestination, "check", lambda *_: None)
+    with at.load(origin):
+        job = Job(at, origin, slow_disk(at))
+        job.copied(2 * BATCH)
+        job.interrupt(kill_all)
+        harness.until(lambda: not helpers())
+        spliced = sh("dmsetup", "table", origin)
+        with open(job.destination, "r+b"):
+            refused = at.fork("resume", "job")
+        assert refused.status == 3, refused
+        assert "is open for writing by python" in refused.stderr
+        assert sh("dmsetup", "table", origin) == spliced
+        assert "interrupted" in at.fork("status").stdout
+        monkeypatch.undo()
+        job.assert_right(job.resume())
 
 
 def test_second_dmcopy_on_the_same_job_is_refused(at: Scene, origin: str) -> None:

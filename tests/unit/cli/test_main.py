@@ -9,6 +9,8 @@ import pytest
 
 from dmcopy.cli.common import Context, default_name
 from dmcopy.cli.main import COMMANDS, main, parser
+from dmcopy.engine.throttle import HostCap
+from dmcopy.jobs import settings
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.spec import Places
 from dmcopy.jobs.state import State
@@ -42,6 +44,22 @@ def context(tmp_path: Path) -> Context:
         (["plan", "/dev/no-such", "/tmp/x"], "/dev/no-such"),
         (["status", "nobody"], "there is no job nobody"),
         (["rescue", "nobody"], "there is no job nobody"),
+        (["resume", "a/b"], "cannot name a job"),
+        (["pause", "nobody"], "there is no job nobody"),
+        (["cancel", "nobody"], "there is no job nobody"),
+        (["wait", "nobody"], "there is no job nobody"),
+        (["wait", "nobody", "--timeout", "0"], "seconds above 0"),
+        (["show", "nobody"], "there is no job nobody"),
+        (["set", "nobody", "rate=5m"], "there is no job nobody"),
+        (["set", "nobody"], "dmcopy set JOB NAME=VALUE"),
+        (["set", "nobody", "rate"], "'rate' is no NAME=VALUE"),
+        (["set", "nobody", "rate=fast"], "'fast' is not a rate"),
+        (["set", "nobody", "cow=5"], "cannot be set on a job"),
+        (["set", "--host", "cow=5"], "'cow' cannot be set for all jobs"),
+        (["set", "--host", "rate=auto"], "auto is a job's"),
+        (["set", "--host", "keep-jobs=many"], "keep-jobs is a number"),
+        (["copy", "/dev/x", "/tmp/x", "--rate", "0"], "'0' is not a rate"),
+        (["copy", "/dev/x", "/tmp/x", "--on-full", "panic"], "panic"),
         (["--log-level", "loud", "status"], "loud"),
     ],
 )
@@ -105,6 +123,28 @@ def test_job_that_was_killed_is_dead_until_it_is_rescued(
     assert json.loads(capsys.readouterr().out)["dead"] is False
     assert main(["rescue"], context) == 0
     assert capsys.readouterr().out == "nothing to rescue\n"
+
+
+def test_host_settings_are_kept_and_old_jobs_forgotten(
+    context: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert context.places is not None
+    assert main(["set", "--host", "rate=5m", "keep-jobs=1", "keep-days=2"], context) == 0
+    cap = HostCap.open(context.places.cap)
+    assert cap.rate == 5 << 20
+    cap.set_rate(None)  # as after a reboot
+    with Journal(context.places.journal) as journal:
+        for name in ("a", "b", "c"):
+            journal.define(name, {"source": "s", "destination": "d"})
+            journal.move(name, State.FAILED)
+        settings.apply(journal, context.places)
+        assert [record.name for record in journal.records()] == ["c"]
+    assert cap.rate == 5 << 20
+    assert main(["set", "--host", "rate=none"], context) == 0
+    assert cap.rate is None
+    cap.close()
+    assert main(["list"], context) == 0
+    assert "failed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", COMMANDS)

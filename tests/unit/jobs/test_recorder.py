@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from dmcopy.core.extent import Extent
-from dmcopy.errors import DmcopyError
+from dmcopy.errors import DmcopyError, Interrupted
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.recorder import Recorder
 from dmcopy.jobs.state import State
@@ -73,3 +75,28 @@ def test_state_that_it_has_already_is_no_mistake(tmp_path: Path) -> None:
         record.move(State.COPYING)
         record.move(State.COPYING)
         assert journal.state("a") == State.COPYING
+
+
+def test_interruption_is_no_failure_of_the_journal(tmp_path: Path) -> None:
+    """A signal that comes while an entry is written is raised when it has been."""
+
+    def raise_it(number: int, frame: object) -> None:
+        raise Interrupted("interrupted by SIGINT")
+
+    class Slow(Full):
+        def __getattr__(self, name: str) -> object:
+            if name == "move":
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__getattr__(name)
+
+    before = signal.signal(signal.SIGINT, raise_it)
+    try:
+        with Journal(tmp_path / "j") as journal:
+            journal.define("a", {})
+            record = Recorder(Slow(journal), "a", pytest.fail)  # type: ignore[arg-type]  # as above
+            with pytest.raises(Interrupted):
+                record.move(State.BEGUN)
+            assert journal.state("a") == State.BEGUN
+            assert not record.is_behind
+    finally:
+        signal.signal(signal.SIGINT, before)
