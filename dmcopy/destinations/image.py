@@ -101,8 +101,9 @@ class ImageDestination(Destination):
         self._refuse(around)
         new = around.resume is None
         verb, flags = ("create", os.O_CREAT | os.O_EXCL) if new else ("open", os.O_NOFOLLOW)
-        with self._failing(f"{verb} {self.partial}"):
-            fd = os.open(self.partial, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        file = self.path if self.has_its_name(around.resume) else self.partial
+        with self._failing(f"{verb} {file}"):
+            fd = os.open(file, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
         session: ImageSession | None = None
         try:
             # tells a partial file that is being written from one that was left behind
@@ -113,7 +114,7 @@ class ImageDestination(Destination):
                     _sync_folder(self.folder)  # the journal is going to count on the file
             else:
                 self._refuse_other(fd, length, around.resume)
-            with _direct(self.partial) as direct:
+            with _direct(file) as direct:
                 session = ImageSession(self, fd, direct, length)
                 yield session
         finally:
@@ -141,10 +142,21 @@ class ImageDestination(Destination):
             raise Refused(f"{self.path} is a directory", way_out="name a file in it")
         if not os.path.isdir(self.folder):
             raise Refused(f"there is no directory {self.folder}", way_out="make it first")
+        if self.has_its_name(around.resume):
+            self._refuse_on_source(around)
+            return
         if os.path.lexists(self.path):
             raise Refused(f"{self.path} exists", way_out="remove it or choose another name")
         self._refuse_partial(resume=around.resume is not None)
         self._refuse_on_source(around)
+
+    def has_its_name(self, mark: Mapping[str, str | int] | None) -> bool:
+        """Tell whether the earlier session completed the image, and was killed right after."""
+        if mark is None or os.path.lexists(self.partial):
+            return False
+        with suppress(FileNotFoundError):
+            return os.lstat(self.path).st_ino == mark["inode"]
+        return False
 
     def _refuse_partial(self, *, resume: bool) -> None:
         if not os.path.lexists(self.partial):
@@ -279,11 +291,12 @@ class ImageSession(Session):
                 self._read_rest(into[done:], at.offset + done)
 
     def complete(self) -> None:
-        """Flush, and give the image its name, which must still be free."""
+        """Flush, and give the image its name, which must still be free; twice is fine."""
         self.flush()
         image = self._image
         try:
-            rename_new(image.partial, image.path)
+            if not image.has_its_name(self.mark):
+                rename_new(image.partial, image.path)
             _sync_folder(image.folder)
         except OSError as error:
             raise DestinationFailed(

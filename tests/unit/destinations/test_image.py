@@ -105,6 +105,27 @@ def test_unfinished_image_that_is_gone_or_another_is_refused(
             look()
 
 
+def test_image_that_was_completed_right_before_the_end_is_completed_again(
+    db: ImageDestination, around: Surroundings
+) -> None:
+    """Killed between the rename and the word about it: it is ours, whatever its name."""
+    with db.open(LENGTH, around) as session:
+        session.keep()
+        mark = session.mark
+        session.complete()
+    again = replace(around, resume=mark)
+    db.check(LENGTH, again)
+    with db.open(LENGTH, again) as session:
+        session.complete()
+    assert os.path.exists(db.path)
+    assert not os.path.exists(db.partial)
+    other = Path(f"{db.path}2")
+    other.write_bytes(Path(db.path).read_bytes())
+    other.rename(db.path)
+    with pytest.raises(Refused, match="exists; remove it"):
+        db.check(LENGTH, again)
+
+
 def test_image_is_sparse_where_nothing_was_written(
     db: ImageDestination, around: Surroundings
 ) -> None:
