@@ -119,6 +119,11 @@ def room_on_record(cow: CowPlan, record: Record, log: Sequence[Logged]) -> Secto
 def store_now(cow: CowPlan, sysfs: Sysfs) -> Path | list[str]:
     """Give where the exception store is: its file, or its devices in their order."""
     if isinstance(cow, CowFileOnHost):
+        if not cow.path.exists():
+            raise Refused(
+                f"the COW file {cow.path} is not there",
+                way_out="mount what it is on, then resume again",
+            )
         return cow.path
     if isinstance(cow, CowLv):
         return [_cow_devno(f"/dev/{cow.vg}/{cow.name}", sysfs)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dmcopy.errors import Refused
-from dmcopy.jobs.after_boot import cow_of, room_on_record
+from dmcopy.jobs.after_boot import cow_of, room_on_record, store_now
 from dmcopy.jobs.journal import Logged, Record
 from dmcopy.jobs.state import State
 from dmcopy.stack.cow import CowDevice, CowDevices, CowFileOnHost
@@ -84,3 +85,11 @@ def test_missing_cow_device_is_asked_for_until_all_is_copied(tree: Tree) -> None
     cow = cow_of(facts, tree.sysfs(), rebooted=True, copied=True)
     assert cow is not None
     assert [device.path for device in cow.devices] == [str(tree.dev / "sdb")]
+
+
+def test_missing_cow_file_is_asked_for(tree: Tree, tmp_path: Path) -> None:
+    cow = replace(FILE, path=tmp_path / "cow")
+    with pytest.raises(Refused, match=r"cow is not there; mount what it is on"):
+        store_now(cow, tree.sysfs())
+    cow.path.touch()
+    assert store_now(cow, tree.sysfs()) == cow.path
