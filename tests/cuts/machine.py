@@ -196,4 +196,4 @@ class Machine:
 
     def when_asked(self) -> Cut:
         """Cut when the guest asks for it: its fuse has blown."""
-        return lambda: self.has("cut-now")
+        return lambda: self.read("cut-now").endswith("\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tests.cuts.machine import TALLY, Machine
@@ -13,7 +14,7 @@ def judge(machine: Machine, found: Found, *, reason: str | None = None) -> str:
     """Give "right" or "lost"; a wrong image that nobody said is lost fails the test.
 
     Only a job whose begin time was never recorded may be lost, or one of which was said that it
-    is for that *reason*.
+    is, for that *reason* (a regular expression).
     """
     before, after, image = found["before"], found["after"], found["image"]
     TALLY.wrong += bool(image and image["wrong"])
@@ -30,7 +31,7 @@ def judge(machine: Machine, found: Found, *, reason: str | None = None) -> str:
         return "right"
     if before["begun"] is not None:
         assert reason is not None, machine.tell()
-        assert reason in found["said"], machine.tell()
+        assert re.search(reason, found["said"]), machine.tell()
     assert after["state"] == "failed", machine.tell()
     TALLY.lost += 1
     return "lost"
