@@ -40,7 +40,7 @@ DESTINATION: Final = "/dev/mapper/cut-destination"
 SNAPSHOT: Final = f"/dev/mapper/dmcopy-{JOB}-snap"
 MOUNT: Final = Path("/run/cut-state")
 CHUNK: Final = 64 << 10  # bytes
-SLOW_MS: Final = 60  # a write to the destination takes at least so long
+SLOW_MS: Final = 40  # a write to the destination takes at least so long
 # What the command line of a job that is cut adds; what takes it up again.
 COPY_OPTIONS: Final = ("--segment", "256k", "--batch", "1m", "--verify")
 RESUME: Final = ("resume", JOB, "--json")
