@@ -26,7 +26,6 @@ from dmcopy.engine.buffers import BufferPool
 from dmcopy.engine.channel import Channel
 from dmcopy.engine.copier import Copier, Counts, SegmentReader, Sink
 from dmcopy.engine.exceptions_view import ExceptionView
-from dmcopy.engine.interval import Interval
 from dmcopy.engine.pipeline import Stop
 from dmcopy.engine.request import (
     CopyRequest,
@@ -230,7 +229,7 @@ class Service:
             self._remaining.prefer(extents_of(message["extents"]))
 
     def _set_batch(self, message: Message) -> None:
-        self._most = Sectors(message["batch_sectors"])
+        self._most = min(self._most, Sectors(message["batch_sectors"]))
         self._batch_seconds = float(message["seconds"])
 
     def _allow(self, message: Message) -> None:
@@ -241,12 +240,12 @@ class Service:
 
     def _batch(self, remaining: Remaining) -> Iterator[Extent]:
         """Give segments until a batch is full, some seconds are over, or a pause is wanted."""
-        due = Interval(self._batch_seconds, self._clock)
-        taken = 0
+        began, taken = self._clock(), 0
         while taken < self._most and not self._pausing and (at := remaining.take()) is not None:
             yield at
             taken += at.length
-            if due.due():
+            # asked each time: a batch that is under way is cut short as well
+            if self._clock() - began >= self._batch_seconds:
                 return
 
     def _wait_while_paused(self) -> None:

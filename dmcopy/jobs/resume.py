@@ -11,27 +11,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from dmcopy.core import events
 from dmcopy.core.extent import Extent
-from dmcopy.core.table import Table
 from dmcopy.destinations import parse as parse_destination
 from dmcopy.destinations.base import Destination, Surroundings
 from dmcopy.errors import DmcopyError, LeftBehind, PointInTimeLost, Refused, UsageError
+from dmcopy.jobs.after_boot import cow_of, room_on_record, source_now, store_now
 from dmcopy.jobs.host import Host
-from dmcopy.jobs.journal import Journal, Record
+from dmcopy.jobs.journal import Journal, Logged, Record
 from dmcopy.jobs.prepare import Earlier, Prepared, spare_devices
 from dmcopy.jobs.spec import CopySpec
 from dmcopy.jobs.standing import Json, SplicedNow, Standing, cow_reading
 from dmcopy.jobs.state import State, is_final
-from dmcopy.kernel import identity
 from dmcopy.kernel.lvm import Lvm
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.adopt import Adopted, adopt, settle
 from dmcopy.stack.begin import Claim, Spliced
-from dmcopy.stack.cow import CowFileOnHost, CowLv, CowPlan, cow_from_json
+from dmcopy.stack.cow import CowPlan
 from dmcopy.stack.discover import Provider, Source
 from dmcopy.stack.evidence import refuse_written
 from dmcopy.stack.hold import Instant
@@ -43,7 +41,7 @@ from dmcopy.stack.recover import (
     remove_lvs,
     take_apart,
 )
-from dmcopy.units import Bytes, Sectors, to_sectors
+from dmcopy.units import Sectors, to_sectors
 
 
 class Taken(Standing):
@@ -296,19 +294,21 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
     all_done = sum(row.extent.length for row in done) == record.facts["source"]["length_sectors"]
     copied = all_done or record.state in (State.COPIED, State.VERIFIED)
     rebooted = record.facts["boot_id"] != host.sysfs.boot_id()
-    source = _source(record.facts, host, rebooted=rebooted, copied=copied)
+    source = source_now(record.facts, host, rebooted=rebooted, copied=copied)
     destination = parse_destination(spec.destination)
+    cow = cow_of(record.facts, host.sysfs, rebooted=rebooted, copied=copied)
     files = [f for f in journal.leftovers(name) if f not in destination.leftovers()]
     if copied:
         standing: Standing = Over(host, name, files)
     elif rebooted:
-        standing = _reassembled(record, source, spec, host, files)
+        assert cow is not None
+        log = journal.log_of(name)
+        standing = _reassembled(record, source, spec, host, cow=cow, log=log, files=files)
     elif source.provider is Provider.SPLICE:
         retired = [Extent(row.extent.start, row.retired) for row in done if row.retired]
         standing = Taken(host, source, spec, retired=retired, files=files)
     else:
         standing = ClaimedAgain(source, host.sysfs, int(record.facts["idle_writes"]))
-    cow = cow_from_json(record.facts["cow"]) if record.facts["cow"] is not None else None
     mark = _mark(record.facts, destination, has_rows=bool(done))
     recorded = record.spec["identity"]
     destination.check(
@@ -340,65 +340,16 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
     )
 
 
-def _source(facts: Mapping[str, Any], host: Host, *, rebooted: bool, copied: bool) -> Source:
-    """Make the source of what the journal has of it, in the numbers that devices have now."""
-    known = facts["source"]
-    devno, table = known["devno"], known["table"]
-    if rebooted and copied:  # it is not read any more, only kept from being taken for another
-        devno = identity.find(known["identity"], host.sysfs) or devno
-    elif rebooted:
-        devno, table = _after_boot(known, host)
-    return Source(
-        path=known["path"],
-        devno=devno,
-        node=known["path"] if copied else host.sysfs.node(devno),
-        length=Sectors(known["length_sectors"]),
-        logical_block=Bytes(known["logical_block_bytes"]),
-        provider=Provider(facts["provider"]),
-        why="as it was when the job began",
-        dm_name=known["dm_name"],
-        table=Table.parse(table) if table is not None else None,
-        mounts=(),
-    )
-
-
-def _after_boot(known: Mapping[str, Any], host: Host) -> tuple[str, str]:  # Any: JSON
-    """Give the origin's number and its table, as they are since the machine was started."""
-    if known["dm_name"] is None:
-        raise PointInTimeLost(
-            f"{known['path']} was idle, so nothing that was written to it was saved, and "
-            "the machine was started again: what happened before that is not known"
-        )
-    table = _in_todays_numbers(known["table"], known["below"], host.sysfs)
-    info = host.dm.info(known["dm_name"]) if host.dm is not None else None
-    if info is None:
-        raise Refused(
-            f"{known['path']} is not there since the machine was started",
-            way_out="make it as it was, and let nobody write to it before it is resumed: "
-            f"dmsetup create {known['dm_name']} --table '{table}'",
-        )
-    return info.devno, table
-
-
-def _in_todays_numbers(table: str, below: Json, sysfs: Sysfs) -> str:
-    """Give *table* with the numbers that the devices *below*, by their identity, have now."""
-    numbers = {}
-    for devno, known in below.items():
-        now = identity.find(known, sysfs)
-        if now is None:
-            raise Refused(
-                f"the device {known['kname']} under the source is not there",
-                way_out="attach it, then resume again",
-            )
-        numbers[devno] = now
-    lines = (line.split(" ") for line in table.splitlines())
-    return "\n".join(" ".join(numbers.get(word, word) for word in line) for line in lines)
-
-
 def _reassembled(
-    record: Record, source: Source, spec: CopySpec, host: Host, files: Sequence[str]
+    record: Record,
+    source: Source,
+    spec: CopySpec,
+    host: Host,
+    *,
+    cow: CowPlan,
+    log: Sequence[Logged],
+    files: Sequence[str],
 ) -> Reassembled:
-    assert record.facts is not None
     assert host.dm is not None
     assert source.table is not None
     assert source.dm_name is not None
@@ -410,30 +361,13 @@ def _reassembled(
         name=source.dm_name,
         path=source.path,
         original=source.table,
-        store=_store(cow_from_json(record.facts["cow"]), host.sysfs),
+        store=store_now(cow, host.sysfs),
+        room=room_on_record(cow, record, log),
         chunk=chunk,
         known=int(record.progress["exceptions"]) if record.progress is not None else 0,
         hold_limit=spec.hold_limit,
     )
     return Reassembled(spliced, source, chunk, host, job=record.name, files=files)
-
-
-def _store(cow: CowPlan, sysfs: Sysfs) -> Path | list[str]:
-    """Give where the exception store is: its file, or its devices in their order."""
-    if isinstance(cow, CowFileOnHost):
-        return cow.path
-    if isinstance(cow, CowLv):
-        return [_cow_devno(f"/dev/{cow.vg}/{cow.name}", sysfs)]
-    return [_cow_devno(device.path, sysfs) for device in cow.devices]
-
-
-def _cow_devno(path: str, sysfs: Sysfs) -> str:
-    try:
-        return sysfs.devno_of(path)
-    except OSError as exc:
-        raise Refused(
-            f"COW device {path}: {exc.strerror}", way_out="attach it, then resume again"
-        ) from exc
 
 
 def _mark(

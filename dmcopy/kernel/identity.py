@@ -10,7 +10,7 @@ from dmcopy.kernel.sysfs import Sysfs
 
 Identity = Mapping[str, str | int]  # Sysfs.identity
 
-# of these, one that both know settles it; a devno may change from one boot to the next
+# of these, one that both know settles it
 _STRONG: Final = ("wwn", "serial", "partuuid", "dm_uuid", "md_uuid", "backing_file")
 
 
@@ -20,8 +20,10 @@ def difference(old: Identity, new: Identity) -> str | None:
     both = [key for key in strong if key in new]
     if strong and not both:
         return strong[0]  # it had a name for ever, and this one has another kind or none
-    for key in (*(both or ["devno"]), "size_bytes"):
-        if key in old and old[key] != new[key]:
+    # dm numbers its devices in the order in which they are made: in another boot, another one
+    weak = "dm_name" if "dm_name" in old else "devno"
+    for key in (*(both or [weak]), "size_bytes"):
+        if key in old and old[key] != new.get(key):
             return key
     return None
 

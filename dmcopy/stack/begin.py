@@ -37,7 +37,7 @@ from dmcopy.stack.steps import (
     CowFile,
     CreateDevice,
     CreateLv,
-    FlushSource,
+    Flush,
     SyncFileSystems,
     WipeHead,
     head_length,
@@ -199,7 +199,10 @@ def splice(
             *sync,
         ],
         critical=[swap],
-        finish=[FlushSource(node_path(sysfs, under))],
+        finish=[
+            Flush("source", node_path(sysfs, under)),
+            Flush("COW device", node_path(sysfs, cow_device)),
+        ],
     )
     return Spliced(
         plan=plan,

@@ -44,10 +44,17 @@ class CheckStore(Step):
     """Look at the exception store before the kernel takes it for its own; changes nothing."""
 
     def __init__(
-        self, path: Callable[[], str], *, source: Sectors, chunk: Sectors, known: int
+        self,
+        path: Callable[[], str],
+        *,
+        room: Sectors,
+        source: Sectors,
+        chunk: Sectors,
+        known: int,
     ) -> None:
-        """*known* exceptions are in the journal."""
+        """*known* exceptions are in the journal; the kernel had *room* at least."""
         self._path = path
+        self._room = room
         self._source = source
         self._chunk = chunk
         self._known = known
@@ -63,7 +70,7 @@ class CheckStore(Step):
             check_store(
                 device.fd,
                 block=device.logical_block,
-                size=device.sectors,
+                size=min(device.sectors, self._room),
                 source=self._source,
                 chunk=self._chunk,
                 known=self._known,
@@ -76,7 +83,7 @@ class CheckStore(Step):
 def check_store(
     fd: int, *, block: Bytes, size: Sectors, source: Sectors, chunk: Sectors, known: int
 ) -> None:
-    """Raise `PointInTimeLost` unless the store on *fd*, of *size*, can be trusted.
+    """Raise `PointInTimeLost` unless the store on *fd*, of which *size* was used, can be trusted.
 
     *fd* is read in multiples of *block*; *source* is the length of the source, *known* counts
     the exceptions that the journal knows of.
@@ -97,7 +104,7 @@ def check_store(
     free = size // chunk - used
     if free < _UNDER_WAY + per_area:
         raise PointInTimeLost(
-            f"the exception store had only {free} free chunks when the machine went down: "
+            f"the exception store had only {max(free, 0)} free chunks when the machine went down: "
             "whether it overflowed cannot be known"
         )
 
@@ -160,6 +167,7 @@ def reassembled(
     path: str,
     original: Table,
     store: Path | Sequence[str],
+    room: Sectors,
     chunk: Sectors,
     known: int,
     hold_limit: float,
@@ -167,8 +175,9 @@ def reassembled(
     """Make the plan that puts the snapshot under the origin *name* again; changes nothing.
 
     *original* is the table that it had, in today's numbers.  *store* is the COW file, or the
-    COW devices by devno, in their order.  *known*: exceptions in the journal.  Raises `Refused`
-    when the origin is not there, `PointInTimeLost` when it is not what it was.
+    COW devices by devno, in their order, and *room* what was in use of it for sure.  *known*:
+    exceptions in the journal.  Raises `Refused` when the origin is not there,
+    `PointInTimeLost` when it is not what it was.
     """
     info = dm.info(name)
     if info is None:
@@ -208,7 +217,7 @@ def reassembled(
             under,
             *([loop] if loop is not None else []),
             cow,
-            CheckStore(node_path(sysfs, cow), source=length, chunk=chunk, known=known),
+            CheckStore(node_path(sysfs, cow), room=room, source=length, chunk=chunk, known=known),
             snapshot,
         ],
         critical=[swap],

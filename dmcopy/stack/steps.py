@@ -218,19 +218,23 @@ class WipeHead(Step):
         """Nothing: there was nothing of worth, or we would not have been let in."""
 
 
-class FlushSource(Step):
+class Flush(Step):
     """Make durable what was written before the begin time, before anybody counts on it.
 
     What the source's disk has in its volatile cache is part of the image, and nobody but us
-    asks for it: a chunk that is overwritten later is saved with FUA, all others are not.
-    Proof: test_what_was_written_before_begin_time_is_durable_when_the_job_has_begun.
+    asks for it: a chunk that is overwritten later is saved with FUA, all others are not.  The
+    header of the exception store is durable with the first chunk that is saved, and without it
+    nothing can be resumed.
+    Proof: test_what_was_written_before_begin_time_is_durable_when_the_job_has_begun, and
+    test_store_is_durable_when_the_job_has_begun.
     """
 
-    def __init__(self, path: Callable[[], str]) -> None:
+    def __init__(self, what: str, path: Callable[[], str]) -> None:
+        self._what = what
         self._path = path
 
     def __str__(self) -> str:
-        return "flush the source"
+        return f"flush the {self._what}"
 
     def lines(self) -> Sequence[str]:
         return (f"sync {self._path()}",)

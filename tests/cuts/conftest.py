@@ -14,7 +14,7 @@ from tests.cuts.machine import TALLY, Machine, Media
 
 
 @pytest.fixture(scope="session")
-def _folder() -> Iterator[Path]:
+def place() -> Iterator[Path]:
     """Give a place in memory: a disk that is a file on a real disk would be slow to no purpose.
 
     By this name the lab's next run removes it, should this process be killed.
@@ -26,17 +26,17 @@ def _folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def media(_folder: Path) -> Media:
+def media(place: Path) -> Media:
     """Give the disks as they are before anything happens."""
-    folder = _folder / "media"
+    folder = place / "media"
     folder.mkdir()
     return Media(folder)
 
 
 @pytest.fixture
-def folder(_folder: Path) -> Iterator[Path]:
+def folder(place: Path) -> Iterator[Path]:
     """Give a place for one test's disks."""
-    path = Path(tempfile.mkdtemp(dir=_folder))
+    path = Path(tempfile.mkdtemp(dir=place))
     yield path
     shutil.rmtree(path)
 
@@ -44,7 +44,7 @@ def folder(_folder: Path) -> Iterator[Path]:
 @pytest.fixture
 def machine(folder: Path, media: Media) -> Machine:
     """Give a machine that never ran."""
-    return Machine(folder, media)
+    return Machine(folder, media.all)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

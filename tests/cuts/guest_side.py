@@ -5,8 +5,10 @@ and goes on until the power fails.  ``again``, in the next boot, says what becam
 Nothing is judged here: what was found goes into the share, a directory of the host, in which each
 write is at the host when it returns (hostfs writes through; a mapping would not).
 
-    python -m tests.cuts.guest_side begin [--blow TRANSITION] [--to-the-end]
-    python -m tests.cuts.guest_side again --how snapshot|resume [--blow TRANSITION] [--touch]
+    python -m tests.cuts.guest_side begin [--blow TRANSITION] [--to-the-end] [--steer]
+        [--copy-options WORDS] [--burst SECONDS]
+    python -m tests.cuts.guest_side again --how snapshot|resume [--blow TRANSITION]
+        [--touch] [--stretch]
 """
 
 from __future__ import annotations
@@ -38,10 +40,13 @@ DESTINATION: Final = "/dev/mapper/cut-destination"
 SNAPSHOT: Final = f"/dev/mapper/dmcopy-{JOB}-snap"
 MOUNT: Final = Path("/run/cut-state")
 CHUNK: Final = 64 << 10  # bytes
-SLOW_MS: Final = 60  # a write to the destination takes at least so long
+SLOW_MS: Final = 40  # a write to the destination takes at least so long
 # What the command line of a job that is cut adds; what takes it up again.
 COPY_OPTIONS: Final = ("--segment", "256k", "--batch", "1m", "--verify")
 RESUME: Final = ("resume", JOB, "--json")
+PAUSE: Final = 0.02  # seconds between two writes of the load
+# What a running job is told, one after the other.
+STEERING: Final = (("pause", JOB), ("set", JOB, "rate=100m"), ("resume", JOB))
 _GOES_ON: Final = frozenset({"begun", "resumed", "progress"})  # events of a job under way
 _PATIENCE: Final = 60.0
 
@@ -81,10 +86,10 @@ def devices(source: str = SOURCE, target: str = TARGET, *, write_ms: int = SLOW_
 
 
 @contextmanager
-def load(*, seed: int) -> Iterator[None]:
+def load(*, seed: int, pause: float = PAUSE) -> Iterator[None]:
     """Write to the origin all the time; its log dies with the guest."""
     argv = [sys.executable, stamp.__file__, "load", ORIGIN, "--log", f"/run/cut-log-{seed}"]
-    argv += ["--seed", str(seed), "--seconds", "120", "--pause", "0.02", "--max-blocks", "8"]
+    argv += ["--seed", str(seed), "--seconds", "120", "--pause", str(pause), "--max-blocks", "8"]
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
     try:
         before = writes_of(ORIGIN)
@@ -202,28 +207,37 @@ def _forget_output() -> None:
 # the first boot
 
 
-def begin(*, blow: str | None, until_cut: bool, write_ms: int) -> None:
-    """Copy under a load until the power is cut, or to the end."""
-    state_disk()
-    devices(write_ms=write_ms)
-    copy_with_witness(blow=blow, until_cut=until_cut)
-
-
 def copy_with_witness(
-    *, blow: str | None, until_cut: bool, when_ready: Callable[[], None] = lambda: None
+    *,
+    blow: str | None,
+    until_cut: bool,
+    when_ready: Callable[[], None] = lambda: None,
+    options: Sequence[str] = (),
+    burst: float | None = None,
+    steer: bool = False,
 ) -> None:
     """Start the job; its witness is in the share before its first segment is copied.
 
     It waits for that: later, what a copied segment leaves of the snapshot is not the image.
+    With *burst* the load begins only then, with so many seconds between two writes.  With
+    *steer* it is told what `STEERING` says while it copies.
     """
-    with load(seed=1):
-        argv = ("copy", ORIGIN, f"block:{DESTINATION}", "--name", JOB, "--json", *COPY_OPTIONS)
+    with ExitStack() as stack:
+        if burst is None:
+            stack.enter_context(load(seed=1))
+        argv = ["copy", ORIGIN, f"block:{DESTINATION}", "--name", JOB, "--json"]
+        argv += [*COPY_OPTIONS, *options]
         job = Forked(argv, blow=blow, pauses=True)
         if job.has_planned():
             tell("witness", read_device(SNAPSHOT))
             when_ready()
+            if burst is not None:
+                stack.enter_context(load(seed=1, pause=burst))
             job.go_on()
             tell("ready")
+        if steer and job.is_under_way():
+            for words in STEERING:
+                sh(sys.executable, "-m", "dmcopy", *words)
         status = job.ended()
     tell("ended", b"%d" % status)
     if until_cut:
@@ -233,16 +247,33 @@ def copy_with_witness(
 # the boots after it
 
 
-def again(how: str, *, blow: str | None, touch: bool, write_ms: int) -> None:
-    """Say what became of the job; *touch*: after somebody wrote to the origin before us."""
-    state_disk()
-    devices(write_ms=write_ms)
+def again(
+    how: str,
+    *,
+    blow: str | None = None,
+    touch: bool = False,
+    stretch: bool = False,
+    write_ms: int = 0,
+    disks: tuple[str, str, str] = (SOURCE, TARGET, STATE),
+) -> None:
+    """Say what became of the job.
+
+    *touch*: after somebody wrote to the origin before us; *stretch*: its COW file is longer than
+    what the kernel used of it, as it is while it grows.
+    """
+    source, target, state = disks
+    state_disk(state)
+    devices(source, target, write_ms=write_ms)
     found: dict[str, Any] = {"before": job_status(), "cow_before": cow_file() is not None}
     table = sh("dmsetup", "table", ORIGIN)
     if touch:
         _touch()
+    if stretch:
+        path = cow_file()
+        assert path is not None
+        os.truncate(path, 2 * stamp.device_length(source))
     if how == "snapshot":
-        found |= {"image": image_in_snapshot()}
+        found |= {"image": image_in_snapshot(source)}
     else:
         found |= _resume(blow)
     after = job_status()
@@ -361,17 +392,34 @@ def main(argv: Sequence[str]) -> int:
     verb.add_argument("--blow")
     verb.add_argument("--to-the-end", action="store_true")
     verb.add_argument("--write-ms", type=int, default=SLOW_MS)
+    verb.add_argument("--steer", action="store_true")
+    verb.add_argument("--copy-options", type=str.split, default=[])
+    verb.add_argument("--burst", type=float)
     verb = verbs.add_parser("again")
     verb.add_argument("--how", choices=("snapshot", "resume"), required=True)
     verb.add_argument("--blow")
     verb.add_argument("--touch", action="store_true")
+    verb.add_argument("--stretch", action="store_true")
     verb.add_argument("--write-ms", type=int, default=0)
     options = parser.parse_args(argv)
     if options.verb == "begin":
-        until_cut = not options.to_the_end
-        begin(blow=options.blow, until_cut=until_cut, write_ms=options.write_ms)
+        state_disk()
+        devices(write_ms=options.write_ms)
+        copy_with_witness(
+            blow=options.blow,
+            until_cut=not options.to_the_end,
+            options=options.copy_options,
+            burst=options.burst,
+            steer=options.steer,
+        )
     else:
-        again(options.how, blow=options.blow, touch=options.touch, write_ms=options.write_ms)
+        again(
+            options.how,
+            blow=options.blow,
+            touch=options.touch,
+            stretch=options.stretch,
+            write_ms=options.write_ms,
+        )
     return 0
 
 

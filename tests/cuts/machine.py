@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lab.guest import CHECKOUT, CUT, Disk, Result, run
-from tests.cuts.layout import SIZE, STATE_SIZE
+from tests.cuts.layout import SIZE, SLICES, STATE_SIZE, WHOLE, partition_table
 from tests.lab.stamp import BLOCK, Stamp, stamp
 
 _MEMORY: Final = "512M"
@@ -72,9 +72,12 @@ class Media:
         return self.source, self.destination, self.state
 
     def joined(self, path: Path) -> Path:
-        """Make one disk of the three, one behind the other."""
+        """Make one disk of the three, each of them a partition."""
         with path.open("wb") as whole:
-            for disk in self.all:
+            whole.truncate(WHOLE)
+            whole.write(partition_table())
+            for disk, (start, _) in zip(self.all, SLICES.values(), strict=True):
+                whole.seek(start)
                 whole.write(disk.read_bytes())
         return path
 
@@ -103,24 +106,30 @@ def said(result: Result) -> str:
 
 
 class Machine:
-    """Three disks and a share; `boot` is one life of it."""
+    """Disks and a share; `boot` is one life of it."""
 
-    def __init__(self, folder: Path, media: Media) -> None:
+    def __init__(self, folder: Path, blanks: Sequence[Path], *, runs: str = "guest_side") -> None:
+        """It begins with copies of *blanks*; *runs* is the module that it runs."""
         self.share = folder / "share"
         self.share.mkdir(parents=True)
-        self.disks = [folder / path.name for path in media.all]
-        for path, blank in zip(self.disks, media.all, strict=True):
+        self.disks = [folder / path.name for path in blanks]
+        for path, blank in zip(self.disks, blanks, strict=True):
             shutil.copyfile(blank, path)
-        self.source, self.destination, _ = self.disks
+        self._runs = runs
         self.story: list[str] = []  # what happened, for the message of a failure
+
+    def discard(self) -> None:
+        """Free what its disks take."""
+        for path in self.disks:
+            path.unlink()
 
     # lives
 
     def boot(self, *words: str, cut: Cut | None = None) -> Result:
-        """Boot, run `guest_side` with *words*, and wait for its end, or for the cut."""
+        """Boot, run the module with *words*, and wait for its end, or for the cut."""
         for name in ("ready", "ended", "found", "cut-now", "transitions", "events", "errors"):
             (self.share / name).unlink(missing_ok=True)
-        result = live("guest_side", *words, disks=self.disks, share=self.share, cut=cut)
+        result = live(self._runs, *words, disks=self.disks, share=self.share, cut=cut)
         TALLY.cuts += result.status == CUT
         done = self.transitions[-1:]
         self.story.append(
@@ -142,6 +151,14 @@ class Machine:
         assert result.status == 0, self.tell(result)
         found: dict[str, Any] = json.loads(self.read("found"))  # Any: JSON
         return found
+
+    @property
+    def source(self) -> Path:
+        return self.disks[0]
+
+    @property
+    def destination(self) -> Path:
+        return self.disks[1]
 
     # what the guest says
 
@@ -179,4 +196,4 @@ class Machine:
 
     def when_asked(self) -> Cut:
         """Cut when the guest asks for it: its fuse has blown."""
-        return lambda: self.has("cut-now")
+        return lambda: self.read("cut-now").endswith("\n")

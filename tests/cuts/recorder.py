@@ -3,11 +3,14 @@
 ``record`` lays dm-log-writes over one disk, of which source, destination and state are slices, so
 that the log has one order for all of them.  ``replay``, in another boot, makes the disk again as
 it was at many moments, and says of each what became of the job, as `guest_side.again` does.
-``begin`` is a copy whose source alone is logged: what no flush made durable there can be lost.
+``again`` is a boot from such a disk, and resumes the job: the slices are partitions then, which
+count their own writes, but by all else the same devices.  ``begin`` is a copy whose source alone
+is logged: what no flush made durable there can be lost.
 
     python -m tests.cuts.recorder record
     python -m tests.cuts.recorder begin
     python -m tests.cuts.recorder replay --flushes N --others N --seed N
+    python -m tests.cuts.recorder again
 """
 
 from __future__ import annotations
@@ -26,39 +29,41 @@ from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.spec import Places
 from tests.cuts import guest_side
 from tests.cuts.guest_side import tell
-from tests.cuts.layout import SIZE, STATE_SIZE
+from tests.cuts.layout import SIZE, SLICES, WHOLE
 from tests.cuts.logwrites import Entry, Flags, Replay
 from tests.lab.stage import patiently, sh
 
 MEDIUM, LOG = "/dev/ubda", "/dev/ubdb"
 SOURCE_LOG: Final = "/dev/ubdd"  # of a machine with three disks
 _READY: Final = "ready"
-_SLICES: Final = {"source": (0, SIZE), "target": (SIZE, SIZE), "state": (2 * SIZE, STATE_SIZE)}
-_WHOLE: Final = 2 * SIZE + STATE_SIZE
 _BEHIND: Final = 64 << 20  # bytes; one boot from the disk writes less
 
 
 @contextmanager
 def slices(medium: str) -> Iterator[dict[str, str]]:
     """Cut a disk into its slices."""
-    made = []
+    paths = {}
     try:
-        paths = {}
-        for name, (start, length) in _SLICES.items():
-            table = f"0 {length >> 9} linear {medium} {start >> 9}"
-            sh("dmsetup", "create", f"slice-{name}", "--table", table)
-            made.append(f"slice-{name}")
-            paths[name] = f"/dev/mapper/slice-{name}"
+        for name, (start, length) in SLICES.items():
+            paths[name] = _slice(name, length, medium, start)
         yield paths
     finally:
-        for name in reversed(made):
-            patiently("dmsetup", "remove", name)
+        for path in reversed(paths.values()):
+            patiently("dmsetup", "remove", path)
+
+
+def _slice(name: str, length: int, device: str, start: int) -> str:
+    """Make a device that is the same one, as its uuid says, wherever it lies."""
+    table = f"0 {length >> 9} linear {device} {start >> 9}"
+    words = ("create", f"slice-{name}", "--uuid", f"LAB-slice-{name}", "--table", table)
+    sh("dmsetup", *words)
+    return f"/dev/mapper/slice-{name}"
 
 
 def record() -> None:
     """Copy under a load, to the end, and log it."""
     sh("modprobe", "dm-log-writes")
-    sh("dmsetup", "create", "medium", "--table", f"0 {_WHOLE >> 9} log-writes {MEDIUM} {LOG}")
+    sh("dmsetup", "create", "medium", "--table", f"0 {WHOLE >> 9} log-writes {MEDIUM} {LOG}")
 
     with slices("/dev/mapper/medium") as paths:
         guest_side.state_disk(paths["state"])
@@ -70,6 +75,15 @@ def record() -> None:
     status = sh("dmsetup", "status", "medium")
     assert "disabled" not in status, f"the log is not whole: {status}"
     patiently("dmsetup", "remove", "medium")  # writes the rest of the log
+
+
+def again() -> None:
+    """Resume in another boot, in which the slices are the disk's partitions."""
+    source, target, state = (
+        _slice(name, length, f"{MEDIUM}{1 + number}", 0)
+        for number, (name, (_, length)) in enumerate(SLICES.items())
+    )
+    guest_side.again("resume", disks=(source, target, state))
 
 
 def begin() -> None:
@@ -109,7 +123,7 @@ def replay(*, flushes: int, others: int, seed: int) -> None:
     with slices("/dev/mapper/again") as paths:
         for number, count in enumerate(moments(replayed.entries, flushes, others, chance)):
             share = chance.choice((0.0, 0.0, 0.5, 1.0))  # of the volatile cache
-            replayed.to(count, functools.partial(_survives, chance, share))
+            replayed.to(count, functools.partial(survives, chance, share))
             # another memory each time: over the same one it would hand over what was written
             sh("dmsetup", "load", "again", "--table", _fresh(1 + number))
             sh("dmsetup", "resume", "again")
@@ -117,13 +131,14 @@ def replay(*, flushes: int, others: int, seed: int) -> None:
     tell("moments", json.dumps(found).encode())
 
 
-def _survives(chance: random.Random, share: float, _: Entry) -> bool:
+def survives(chance: random.Random, share: float, _: Entry) -> bool:
+    """Tell whether a write in the volatile cache is there after all; *share* of them are."""
     return chance.random() < share
 
 
 def _fresh(number: int) -> str:
     """Give the table of the disk as it is, whose writes go to memory."""
-    return f"0 {_WHOLE >> 9} snapshot {MEDIUM} /dev/ram{number % 2} N 8"
+    return f"0 {WHOLE >> 9} snapshot {MEDIUM} /dev/ram{number % 2} N 8"
 
 
 def _moment(paths: Mapping[str, str]) -> dict[str, Any]:  # Any: JSON
@@ -144,6 +159,7 @@ def main(argv: Sequence[str]) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("record")
     verbs.add_parser("begin")
+    verbs.add_parser("again")
     verb = verbs.add_parser("replay")
     verb.add_argument("--flushes", type=int, required=True)
     verb.add_argument("--others", type=int, required=True)
@@ -153,6 +169,8 @@ def main(argv: Sequence[str]) -> int:
         record()
     elif options.verb == "begin":
         begin()
+    elif options.verb == "again":
+        again()
     else:
         replay(flushes=options.flushes, others=options.others, seed=options.seed)
     return 0

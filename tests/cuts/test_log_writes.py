@@ -10,42 +10,91 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pytest
 
 from lab.guest import CUT
 from tests.cuts.logwrites import Replay
 from tests.cuts.machine import TALLY, Machine, Media, live, said
+from tests.cuts.recorder import moments, survives
+from tests.cuts.verdict import judge
 
 pytestmark = [pytest.mark.cuts, pytest.mark.timeout(1200)]
 
 MOMENTS: Final = int(os.environ.get("DMCOPY_CUTS_MOMENTS", "12"))
+# of each kind again, from which a job is resumed, in a boot of its own
+RESUMED: Final = int(os.environ.get("DMCOPY_CUTS_MOMENTS", "2"))
+_SHARES: Final = (0.0, 0.5, 1.0)  # of the volatile cache that is there after all
 _LOG_SIZE: Final = 1 << 30  # bytes; the file has holes
 
 
-def test_snapshot_is_the_image_whatever_of_the_cache_is_lost(folder: Path, media: Media) -> None:
+class Recorded(NamedTuple):
+    """A copy that went to its end on one disk, and all that it wrote."""
+
+    before: Path  # the disk before it
+    log: Path
+    share: Path
+
+
+@pytest.fixture(scope="module")
+def recorded(place: Path, media: Media) -> Iterator[Recorded]:
+    """Record a copy, once."""
+    folder = place / "recorded"
     share = folder / "share"
-    share.mkdir()
-    disk = media.joined(folder / "disk")
-    before = Path(shutil.copyfile(disk, folder / "before"))
+    share.mkdir(parents=True)
+    before = media.joined(folder / "before")
+    disk = Path(shutil.copyfile(before, folder / "disk"))
     log = folder / "log"
     with log.open("wb") as file:
         file.truncate(_LOG_SIZE)
     result = live("recorder", "record", disks=[disk, log], share=share)
     assert result.status == 0, said(result)
     assert (share / "ended").read_text() == "0"
+    yield Recorded(before, log, share)
+    shutil.rmtree(folder)
+
+
+def test_snapshot_is_the_image_whatever_of_the_cache_is_lost(
+    recorded: Recorded, folder: Path
+) -> None:
+    disk = Path(shutil.copyfile(recorded.before, folder / "disk"))
     words = ("replay", "--flushes", str(MOMENTS), "--others", str(MOMENTS), "--seed", str(MOMENTS))
-    result = live("recorder", *words, disks=[before, log], share=share)
+    result = live("recorder", *words, disks=[disk, recorded.log], share=recorded.share)
     assert result.status == 0, said(result)
-    moments = json.loads((share / "moments").read_text())
-    TALLY.replayed += len(moments)
-    assert len(moments) > MOMENTS
-    assert [moment for moment in moments if moment["image"]["wrong"]] == []
+    found = json.loads((recorded.share / "moments").read_text())
+    TALLY.replayed += len(found)
+    assert len(found) > MOMENTS
+    assert [moment for moment in found if moment["image"]["wrong"]] == []
     # else the comparison would have been with the finished copy only
-    assert sum(moment["image"]["where"] == "snapshot" for moment in moments) > MOMENTS // 2
+    assert sum(moment["image"]["where"] == "snapshot" for moment in found) > MOMENTS // 2
+
+
+def test_job_is_resumed_whatever_of_the_cache_is_lost(recorded: Recorded, folder: Path) -> None:
+    chance = random.Random(RESUMED)
+    disk = Path(shutil.copyfile(recorded.before, folder / "disk"))
+    verdicts = []
+    with recorded.log.open("rb") as log, disk.open("r+b") as image:
+        replay = Replay(log.fileno(), image.fileno())
+        counts = moments(replay.entries, RESUMED, RESUMED, chance)
+        for number, count in enumerate(counts):
+            share = _SHARES[number % len(_SHARES)]
+            replay.to(count, partial(survives, chance, share))
+            machine = Machine(folder / str(number), [disk], runs="recorder")
+            shutil.copyfile(recorded.share / "witness", machine.share / "witness")
+            machine.story.append(
+                f"{count} of {len(replay.entries)} entries, and {share} of the cache"
+            )
+            verdicts.append(judge(machine, machine.again()))
+            TALLY.replayed += 1
+            machine.discard()
+    assert verdicts.count("right") > len(verdicts) // 2
+    assert len(verdicts) > RESUMED
 
 
 def test_what_was_written_before_begin_time_is_durable_when_the_job_has_begun(

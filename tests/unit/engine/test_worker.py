@@ -256,6 +256,29 @@ def test_pause_ends_the_batch_and_go_goes_on(control: Control, shop: FakeWorksho
     assert shop.session.data == shop.source.data
 
 
+@pytest.mark.parametrize(
+    ("asked", "most", "seconds"), [(1 << 20, 1 << 20, 0.0), (56, 1 << 20, 60.0)]
+)
+def test_batch_that_is_under_way_is_made_shorter_never_longer(
+    control: Control, shop: FakeWorkshop, asked: int, most: int, seconds: float
+) -> None:
+    shop.session.gate.clear()
+    control.send(OPEN | {"segment_sectors": 8})
+    control.until("ready")
+    control.send(COPY | {"batch_sectors": asked})
+    while not shop.source.reads:
+        pass
+    control.send({"do": "batch", "batch_sectors": most, "seconds": seconds})
+    control.send({"do": "rate", "rate_bytes": 9})
+    while shop.pace.rate != 9:
+        pass
+    shop.session.gate.set()
+    assert control.until("durable")["bytes_done"] < LENGTH * 512
+    control.send({"do": "journaled"})
+    control.until("copied")
+    assert shop.session.data == shop.source.data
+
+
 def test_refused_destination_is_told_and_ends_the_worker(
     control: Control, shop: FakeWorkshop
 ) -> None:

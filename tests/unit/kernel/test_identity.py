@@ -38,6 +38,16 @@ def test_without_such_a_name_the_number_and_the_size_must_be_the_same(tree: Tree
     assert find(known | {"size_bytes": 1}, tree.sysfs()) is None
 
 
+def test_dm_device_without_uuid_is_known_by_its_name_not_by_its_number(tree: Tree) -> None:
+    for number, name in enumerate(("other", "data")):
+        tree.disk(f"dm-{number}", f"254:{number}")
+        tree.write(f"254:{number}", "dm/name", name)
+    known = tree.sysfs().identity("254:1") | {"devno": "254:0", "kname": "dm-0"}
+    assert find(known, tree.sysfs()) == "254:1"
+    assert difference(known, tree.sysfs().identity("254:0")) == "dm_name"
+    assert difference(known, tree.sysfs().identity("8:0") | {"devno": "254:0"}) == "dm_name"
+
+
 def test_device_that_is_gone_is_not_found(tree: Tree) -> None:
     known = tree.sysfs().identity("8:16") | {"wwn": "naa.other"}
     assert difference(known, tree.sysfs().identity("8:16")) == "wwn"
