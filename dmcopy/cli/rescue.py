@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         views = [view for view in views if view.job == arguments.job]
         _check(arguments.job, views)
     dead = [view for view in views if view.is_dead]
-    kept = [view for view in dead if view.can_resume] if arguments.job is None else []
+    # what the journal may yet say can be resumed is taken apart by name only
+    kept = [v for v in dead if v.can_resume or v.is_unread] if arguments.job is None else []
     for view in kept:
         _keep(view, as_json=arguments.json)
     dead = [view for view in dead if view not in kept]
@@ -63,8 +64,14 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
 
 def _keep(view: JobView, *, as_json: bool) -> None:
     if as_json:
-        kept = Rescued(job=view.job, done=(), left=()).as_json() | {"can_resume": True}
+        kept = Rescued(job=view.job, done=(), left=()).as_json() | {"can_resume": view.can_resume}
         print(json.dumps(kept))
+        return
+    if view.is_unread:
+        print(
+            f"{view.job}: is kept, because the journal cannot be read; mend that, or take it "
+            f"apart: dmcopy rescue {view.job}"
+        )
         return
     print(
         f"{view.job}: was interrupted and is kept; go on: dmcopy resume {view.job}; "

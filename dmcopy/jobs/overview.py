@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import Any
 
 from dmcopy.core.events import Begun, Ended, Progress
 from dmcopy.destinations.image import is_being_written
-from dmcopy.errors import DmcopyError, LeftBehind, PointInTimeLost
+from dmcopy.errors import DmcopyError, JournalDamaged, LeftBehind, PointInTimeLost
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal, Record
 from dmcopy.jobs.lock import JobLock, holder
@@ -17,6 +18,8 @@ from dmcopy.jobs.resume import why_not
 from dmcopy.jobs.state import State, is_final
 from dmcopy.kernel.lvm import Lvm
 from dmcopy.stack.recover import Remains, find_remains, remove_files, remove_lvs, take_apart
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,7 @@ class JobView:
     record: Record | None
     files: tuple[str, ...] = ()  # that the journal says it may have left, and that are there
     log: tuple[tuple[float, Mapping[str, Any]], ...] = ()  # when, and what happened; Any: JSON
+    is_unread: bool = False  # the journal may know it, but cannot be read
     no_way_on: str | None = None  # why it cannot be resumed; None where it can, or runs
 
     @property
@@ -80,20 +84,38 @@ def overview(host: Host) -> list[JobView]:
     """Give all jobs that the journal or the kernel knows, oldest first; changes nothing."""
     remains = find_remains(host.dm, host.sysfs) if host.dm is not None else {}
     views: list[JobView] = []
-    if host.places.journal.exists():
-        with Journal(host.places.journal, read_only=True) as journal:
-            for record in journal.records():
-                job = record.name
-                files = _files(journal, job)
-                view = _view(job, host, record, remains.pop(job, None), files)
-                view = replace(view, log=tuple(journal.log_of(job)))
-                if view.is_dead:
-                    view = replace(view, no_way_on=why_not(job, host, journal))
-                views.append(view)
+    unread = ""
+    try:
+        if host.places.journal.exists():
+            with Journal(host.places.journal, read_only=True) as journal:
+                views = _recorded(host, journal, remains)
+    except JournalDamaged:
+        raise
+    except DmcopyError as exc:  # what the kernel knows can be told all the same
+        log.warning("%s", exc)
+        unread = str(exc)
+    known = {view.job for view in views}
     return views + [
-        replace(_view(job, host, None, remains[job], ()), no_way_on="it is not in the journal")
-        for job in sorted(remains)
+        replace(
+            _view(job, host, None, remains[job], ()),
+            no_way_on=unread or "it is not in the journal",
+            is_unread=bool(unread),
+        )
+        for job in sorted(remains.keys() - known)
     ]
+
+
+def _recorded(host: Host, journal: Journal, remains: Mapping[str, Remains]) -> list[JobView]:
+    """Give the jobs of the journal."""
+    views = []
+    for record in journal.records():
+        job = record.name
+        view = _view(job, host, record, remains.get(job), _files(journal, job))
+        view = replace(view, log=tuple(journal.log_of(job)))
+        if view.is_dead:
+            view = replace(view, no_way_on=why_not(job, host, journal))
+        views.append(view)
+    return views
 
 
 def _files(journal: Journal, job: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import pytest
 from dmcopy.cli.common import Context, default_name
 from dmcopy.cli.main import COMMANDS, main, parser
 from dmcopy.engine.throttle import HostCap
+from dmcopy.errors import DmcopyError
 from dmcopy.jobs import settings
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.spec import Places
@@ -123,6 +124,29 @@ def test_job_that_was_killed_is_dead_until_it_is_rescued(
     assert json.loads(capsys.readouterr().out)["dead"] is False
     assert main(["rescue"], context) == 0
     assert capsys.readouterr().out == "nothing to rescue\n"
+
+
+def test_unreadable_journal_hides_nothing_that_the_kernel_knows(
+    context: Context, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(context.dm, FakeDm)
+    assert context.places is not None
+    source = context.dm.add("dmcopy-a-source", "0 8 linear 8:0 0", uuid="DMCOPY-a-source")
+    context.dm.add("data", f"0 8 snapshot-origin {source.devno}")
+    with Journal(context.places.journal):
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        raise DmcopyError("cannot use the journal: disk I/O error")
+
+    monkeypatch.setattr(Journal, "records", fail)
+    assert main(["status", "--json"], context) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert (status["job"], status["dead"], status["can_resume"]) == ("a", True, False)
+    assert status["no_way_on"] == "cannot use the journal: disk I/O error"
+    assert main(["rescue"], context) == 0
+    assert "is kept, because the journal cannot be read" in capsys.readouterr().out
+    assert str(context.dm.table("data")).startswith("0 8 snapshot-origin")
 
 
 def test_host_settings_are_kept_and_old_jobs_forgotten(
