@@ -21,6 +21,7 @@ from dmcopy.stack.hold import Instant
 from dmcopy.units import MIB, Bytes, Sectors, format_size, sectors_down, to_bytes
 
 LOOK_SECONDS: Final = 0.1
+_OUTLOOK_SECONDS: Final = 1.0
 _AHEAD_SECONDS: Final = 20.0  # of writes that must always fit: growing takes its time
 _GROW_SHARE: Final = 4  # so much of the COW device, a quarter, is to be free
 _GROW_SHARE_AT_FIRST: Final = 2  # a half, while the rate is not known yet
@@ -128,6 +129,7 @@ class CowWatch:
         self._hold_limit = hold_limit
         self._clock = clock
         self._looked = 0.0
+        self._foreseen = 0.0
         self._refused = -_RETRY_SECONDS  # when there was no room to grow
         self._told: set[str] = set()
         self._holds = 0  # of the brake, that were told
@@ -148,13 +150,20 @@ class CowWatch:
         used, total = to_bytes(status.used), to_bytes(status.total)
         self.cow = used, total
         self._forecast.add(now, used=used, done=done)
-        self.outlook = outlook = self._forecast.outlook(total=total, size=self._size)
+        outlook = self._look_ahead(now, used, total)
         if outlook.full is None and outlook.first is not First.UNKNOWN:
             return  # all that can be written fits
         if not self._grow_if_needed(used, total, outlook):
             self._brake_if_needed(used, total, outlook)
         if self._grower is None or self._grower.can_grow_to() <= total:
             self._warn_if_needed(outlook)
+
+    def _look_ahead(self, now: float, used: Bytes, total: Bytes) -> Outlook:
+        """Give the outlook: once a second is enough while there is room, for it takes time."""
+        if self.outlook is None or 2 * used > total or now - self._foreseen >= _OUTLOOK_SECONDS:
+            self.outlook = self._forecast.outlook(total=total, size=self._size)
+            self._foreseen = now
+        return self.outlook
 
     def _status(self) -> SnapshotStatus | None:
         try:
