@@ -27,7 +27,7 @@ from tests.cuts.verdict import judge
 
 pytestmark = [pytest.mark.cuts, pytest.mark.timeout(1200)]
 
-MOMENTS: Final = int(os.environ.get("DMCOPY_CUTS_MOMENTS", "12"))
+MOMENTS: Final = int(os.environ.get("DMCOPY_CUTS_MOMENTS", "8"))
 # of each kind again, from which a job is resumed, in a boot of its own
 RESUMED: Final = int(os.environ.get("DMCOPY_CUTS_MOMENTS", "2"))
 _SHARES: Final = (0.0, 0.5, 1.0)  # of the volatile cache that is there after all
