@@ -1,4 +1,4 @@
-"""One copy from beginning to end, or from where it was interrupted: the loop of control.
+"""One copy from beginning to end, or from where it was interrupted.
 
 This is where the layers below meet: it hands destinations, engine (in its worker process)
 and stack to each other, keeps the journal, and tells the observer what happens.
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 from dmcopy.core import events
 from dmcopy.errors import (
@@ -40,8 +40,6 @@ from dmcopy.stack.hold import Instant
 from dmcopy.stack.plan import signals_deferred
 from dmcopy.stack.recover import remove_files
 from dmcopy.units import Bytes, format_size
-
-_NOTE_SECONDS: Final = 1.0  # how often the progress goes to the journal
 
 
 class CopyJob:
