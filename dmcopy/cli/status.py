@@ -90,8 +90,18 @@ def _done(view: JobView) -> str:
         return f"in {duration(record.ended['seconds'])}"
     if record.progress is None:
         return ""
-    done, total = record.progress["bytes_done"], record.progress["bytes_total"]
-    return f"{record.progress['phase']} {done / total:.0%}"
+    progress = record.progress
+    share = f"{progress['phase']} {progress['bytes_done'] / progress['bytes_total']:.0%}"
+    forecast = _forecast_of(view)
+    return f"{share}, COW {forecast}" if forecast else share
+
+
+def _forecast_of(view: JobView) -> str:
+    """Say when the COW device of a running job would be full, if that may come too soon."""
+    progress = view.record.progress if view.record is not None else None
+    if progress is None or view.pid is None:
+        return ""
+    return forecast_text(progress.get("first"), progress.get("cow_full"))
 
 
 def _list(views: list[JobView]) -> Table:
@@ -139,10 +149,8 @@ def _forecast(view: JobView) -> list[tuple[str, str]]:
         return []
     share = progress["cow_used_bytes"] / progress["cow_total_bytes"]
     rows = [("COW device", f"{share:.0%} of {format_size(progress['cow_total_bytes'])}")]
-    text = forecast_text(progress.get("first"), progress.get("cow_full"))
-    if view.pid is not None and text:
-        rows.append(("forecast", text))
-    return rows
+    forecast = _forecast_of(view)
+    return rows + ([("forecast", forecast)] if forecast else [])
 
 
 def _happened(at: float, event: Mapping[str, Any]) -> tuple[str, str]:  # Any: JSON

@@ -13,6 +13,7 @@ from dmcopy.engine.throttle import HostCap
 from dmcopy.errors import DmcopyError
 from dmcopy.jobs import settings
 from dmcopy.jobs.journal import Journal
+from dmcopy.jobs.lock import JobLock
 from dmcopy.jobs.spec import Places
 from dmcopy.jobs.state import State
 from dmcopy.stack.names import check_job
@@ -147,6 +148,30 @@ def test_unreadable_journal_hides_nothing_that_the_kernel_knows(
     assert main(["rescue"], context) == 0
     assert "is kept, because the journal cannot be read" in capsys.readouterr().out
     assert str(context.dm.table("data")).startswith("0 8 snapshot-origin")
+
+
+def test_status_tells_when_the_cow_device_would_be_full_while_the_job_runs(
+    context: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert context.places is not None
+    progress = {
+        "phase": "copy", "bytes_done": 1, "bytes_total": 4, "cow_used_bytes": 1,
+        "cow_total_bytes": 2, "first": "full", "cow_full": [60.0, 90.0, 150.0],
+    }  # fmt: skip
+    with Journal(context.places.journal) as journal:
+        journal.define("a", {"source": "/dev/mapper/d", "destination": "image:/x"})
+        journal.note("a", "progress", progress)
+    with JobLock(context.places.locks, "a"):
+        assert main(["status"], context) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "copy 25%, COW full in 1:00" in said  # the rest is in the next line
+        assert "to 2:30, before the copy is done" in said
+        assert main(["show", "a"], context) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "COW device 50% of 2 B" in said
+        assert "forecast full in 1:00 to 2:30, before the copy is done" in said
+    assert main(["status"], context) == 0
+    assert "full in" not in capsys.readouterr().out, "nobody fills it that we know of"
 
 
 def test_host_settings_are_kept_and_old_jobs_forgotten(
