@@ -4,11 +4,11 @@
 that the log has one order for all of them.  ``replay``, in another boot, makes the disk again as
 it was at many moments, and says of each what became of the job, as `guest_side.again` does.
 ``again`` is a boot from such a disk, and resumes the job: the slices are partitions then, which
-count their own writes, but by all else the same devices.  ``begin`` is a copy whose source alone
-is logged: what no flush made durable there can be lost.
+count their own writes, but by all else the same devices.  ``begin`` is a copy of which one disk
+alone is logged: what no flush of its own made durable there can be lost.
 
     python -m tests.cuts.recorder record
-    python -m tests.cuts.recorder begin
+    python -m tests.cuts.recorder begin source|target [--blow TRANSITION]
     python -m tests.cuts.recorder replay --flushes N --others N --seed N
     python -m tests.cuts.recorder again
 """
@@ -34,7 +34,7 @@ from tests.cuts.logwrites import Entry, Flags, Replay
 from tests.lab.stage import patiently, sh
 
 MEDIUM, LOG = "/dev/ubda", "/dev/ubdb"
-SOURCE_LOG: Final = "/dev/ubdd"  # of a machine with three disks
+ONE_LOG: Final = "/dev/ubdd"  # of a machine with three disks
 _READY: Final = "ready"
 _BEHIND: Final = 64 << 20  # bytes; one boot from the disk writes less
 
@@ -86,15 +86,20 @@ def again() -> None:
     guest_side.again("resume", disks=(source, target, state))
 
 
-def begin() -> None:
-    """Copy until the power is cut; the source's disk is logged, and nothing else."""
+def begin(what: str, *, blow: str | None) -> None:
+    """Copy until the power is cut; one disk, source or target, is logged, and nothing else."""
     sh("modprobe", "dm-log-writes")
-    log = f"0 {SIZE >> 9} log-writes {guest_side.SOURCE} {SOURCE_LOG}"
+    source, target = guest_side.SOURCE, guest_side.TARGET
+    disk = source if what == "source" else target
+    log = f"0 {SIZE >> 9} log-writes {disk} {ONE_LOG}"
     sh("dmsetup", "create", "medium", "--table", log)
     guest_side.state_disk()
-    guest_side.devices("/dev/mapper/medium")
+    if what == "source":
+        guest_side.devices("/dev/mapper/medium", target)
+    else:
+        guest_side.devices(source, "/dev/mapper/medium")
     # the mark has the kernel write down how long the log is
-    guest_side.copy_with_witness(blow=None, until_cut=True, when_ready=_mark)
+    guest_side.copy_with_witness(blow=blow, until_cut=True, when_ready=_mark)
 
 
 def _mark() -> None:
@@ -158,7 +163,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="recorder")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("record")
-    verbs.add_parser("begin")
+    verb = verbs.add_parser("begin")
+    verb.add_argument("what", choices=("source", "target"))
+    verb.add_argument("--blow")
     verbs.add_parser("again")
     verb = verbs.add_parser("replay")
     verb.add_argument("--flushes", type=int, required=True)
@@ -168,7 +175,7 @@ def main(argv: Sequence[str]) -> int:
     if options.verb == "record":
         record()
     elif options.verb == "begin":
-        begin()
+        begin(options.what, blow=options.blow)
     elif options.verb == "again":
         again()
     else:

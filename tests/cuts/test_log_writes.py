@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ import pytest
 
 from lab.guest import CUT
 from tests.cuts.logwrites import Replay
-from tests.cuts.machine import TALLY, Machine, Media, live, said
+from tests.cuts.machine import TALLY, Cut, Machine, Media, live, said
 from tests.cuts.recorder import moments, survives
 from tests.cuts.verdict import judge
 
@@ -31,6 +32,7 @@ MOMENTS: Final = int(os.environ.get("DMCOPY_CUTS_MOMENTS", "8"))
 # of each kind again, from which a job is resumed, in a boot of its own
 RESUMED: Final = int(os.environ.get("DMCOPY_CUTS_MOMENTS", "2"))
 _SHARES: Final = (0.0, 0.5, 1.0)  # of the volatile cache that is there after all
+_CAUGHT_UP: Final = 1.0  # seconds; the log is written behind what it logs
 _LOG_SIZE: Final = 1 << 30  # bytes; the file has holes
 
 
@@ -101,16 +103,43 @@ def test_what_was_written_before_begin_time_is_durable_when_the_job_has_begun(
     folder: Path, machine: Machine
 ) -> None:
     """The source's disk loses its cache; the application had flushed nothing itself."""
+    _lose_the_cache(folder, machine, "source", machine.source, cut=machine.after_ready(1))
+    found = machine.again("--how", "snapshot")
+    assert found["image"] == {"wrong": [], "where": "snapshot"}, machine.tell()
+
+
+def test_batch_is_durable_at_the_destination_before_it_is_on_record(
+    folder: Path, machine: Machine
+) -> None:
+    """The destination's disk loses its cache right after a batch came into the journal."""
+    asked = machine.when_asked()
+    since: list[float] = []
+
+    def cut() -> bool:
+        if not since and asked():
+            since.append(time.monotonic())
+        return bool(since) and time.monotonic() - since[0] > _CAUGHT_UP
+
+    before = machine.destination.read_bytes()
+    _lose_the_cache(
+        folder, machine, "target", machine.destination, "--blow", "commit#3", cut=cut
+    )  # fmt: skip
+    assert machine.destination.read_bytes() != before, "nothing was made durable"
+    assert judge(machine, machine.again("--how", "resume")) == "right"
+
+
+def _lose_the_cache(
+    folder: Path, machine: Machine, what: str, disk: Path, *words: str, cut: Cut
+) -> None:
+    """Copy until *cut*; then *disk* holds what flushes made durable, and nothing else."""
     log, durable = folder / "log", folder / "durable"
     with log.open("wb") as file:
         file.truncate(_LOG_SIZE)
-    shutil.copyfile(machine.source, durable)
+    shutil.copyfile(disk, durable)
     disks = [*machine.disks, log]
-    result = live("recorder", "begin", disks=disks, share=machine.share, cut=machine.after_ready(1))
+    result = live("recorder", "begin", what, *words, disks=disks, share=machine.share, cut=cut)
     assert result.status == CUT, said(result)
     with log.open("rb") as entries, durable.open("r+b") as image:
         replayed = Replay(entries.fileno(), image.fileno(), cut=True)
         replayed.to(len(replayed.entries), lambda _: False)
-    shutil.copyfile(durable, machine.source)
-    found = machine.again("--how", "snapshot")
-    assert found["image"] == {"wrong": [], "where": "snapshot"}, machine.tell()
+    shutil.copyfile(durable, disk)
