@@ -7,7 +7,7 @@ import json
 
 from dmcopy.cli.common import Commands, Context, open_cookies
 from dmcopy.errors import LeftBehind, Refused, UsageError
-from dmcopy.jobs.overview import JobView, Rescued, overview, rescue
+from dmcopy.jobs.overview import JobView, Rescued, let_writes_go, overview, rescue
 
 
 def add(commands: Commands) -> None:
@@ -39,6 +39,8 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     # what the journal may yet say can be resumed is taken apart by name only
     kept = [v for v in dead if v.can_resume or v.is_unread] if arguments.job is None else []
     for view in kept:
+        if not arguments.dry_run:
+            let_writes_go(view, host)
         _keep(view, as_json=arguments.json)
     dead = [view for view in dead if view not in kept]
     if arguments.dry_run:

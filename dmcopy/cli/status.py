@@ -130,6 +130,8 @@ def _whole(view: JobView) -> Table:
             rows += _forecast(view)
     rows += [("there is", line) for line in view.remains]
     if view.can_resume:
+        if view.not_now is not None:
+            rows.append(("but not now", view.not_now))
         rows.append(("go on", f"dmcopy resume {view.job}"))
         rows.append(("give it up", f"dmcopy cancel {view.job}"))
     elif view.is_dead:

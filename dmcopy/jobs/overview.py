@@ -14,10 +14,17 @@ from dmcopy.errors import DmcopyError, JournalDamaged, LeftBehind, PointInTimeLo
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal, Record
 from dmcopy.jobs.lock import JobLock, holder
-from dmcopy.jobs.resume import why_not
+from dmcopy.jobs.resume import look_ahead
 from dmcopy.jobs.state import State, is_final
 from dmcopy.kernel.lvm import Lvm
-from dmcopy.stack.recover import Remains, find_remains, remove_files, remove_lvs, take_apart
+from dmcopy.stack.recover import (
+    Remains,
+    find_remains,
+    let_go,
+    remove_files,
+    remove_lvs,
+    take_apart,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +41,8 @@ class JobView:
     files: tuple[str, ...] = ()  # that the journal says it may have left, and that are there
     log: tuple[tuple[float, Mapping[str, Any]], ...] = ()  # when, and what happened; Any: JSON
     is_unread: bool = False  # the journal may know it, but cannot be read
-    no_way_on: str | None = None  # why it cannot be resumed; None where it can, or runs
+    no_way_on: str | None = None  # why it can never be resumed; None where it can, or runs
+    not_now: str | None = None  # what is in the way of that, and may be put right
 
     @property
     def is_over(self) -> bool:
@@ -69,6 +77,7 @@ class JobView:
             "dead": self.is_dead,
             "can_resume": self.can_resume,
             "no_way_on": self.no_way_on if self.is_dead else None,
+            "not_now": self.not_now if self.is_dead else None,
             "source": record.spec["source"] if record else None,
             "destination": record.spec["destination"] if record else None,
             "created": record.created if record else None,
@@ -113,7 +122,8 @@ def _recorded(host: Host, journal: Journal, remains: Mapping[str, Remains]) -> l
         view = _view(job, host, record, remains.get(job), _files(journal, job))
         view = replace(view, log=tuple(journal.log_of(job)))
         if view.is_dead:
-            view = replace(view, no_way_on=why_not(job, host, journal))
+            ahead = look_ahead(record, host, journal)
+            view = replace(view, no_way_on=ahead.never, not_now=ahead.not_now)
         views.append(view)
     return views
 
@@ -153,6 +163,16 @@ class Rescued:
             "done": list(self.done),
             "left": list(self.left),
         }
+
+
+def let_writes_go(view: JobView, host: Host) -> None:
+    """Let go of what a job holds that is kept; raises `LeftBehind`, and `Refused` if it lives."""
+    with JobLock(host.places.locks, view.job):
+        remains = find_remains(host.dm, host.sysfs).get(view.job) if host.dm is not None else None
+        if remains is not None and host.dm is not None:
+            left = let_go(host.dm, remains)
+            if left:
+                raise LeftBehind(left, job=view.job)
 
 
 def rescue(view: JobView, host: Host, *, end: State = State.FAILED) -> Rescued:

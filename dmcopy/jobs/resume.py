@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from dmcopy.core import events
 from dmcopy.core.extent import Extent
@@ -255,13 +255,29 @@ def why_not_resumable(record: Record) -> str | None:
     return record.lost
 
 
-def why_not(name: str, host: Host, journal: Journal) -> str | None:
-    """Say why job *name*, which nobody runs, cannot be gone on with; None when it can."""
+class Outlook(NamedTuple):
+    """Whether a job that nobody runs can be gone on with.
+
+    *never*: why it cannot, whatever happens.  *not_now*: what is in the way, and may be put
+    right: a device that is not there, a destination in use.
+    """
+
+    never: str | None = None
+    not_now: str | None = None
+
+
+def look_ahead(record: Record, host: Host, journal: Journal) -> Outlook:
+    """Look whether a job can be gone on with; changes nothing."""
+    never = why_not_resumable(record)
+    if never is not None:
+        return Outlook(never=never)
     try:
-        prepare_resume(name, host, journal, verify=False).standing.check()
+        prepare_resume(record.name, host, journal, verify=False).standing.check()
+    except PointInTimeLost as exc:
+        return Outlook(never=str(exc))
     except (DmcopyError, OSError) as exc:
-        return str(exc)
-    return None
+        return Outlook(not_now=str(exc))
+    return Outlook()
 
 
 def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> Prepared:

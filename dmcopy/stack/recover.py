@@ -127,6 +127,25 @@ class TakenApart(NamedTuple):
     held: float | None
 
 
+def let_go(dm: Dm, remains: Remains) -> list[str]:
+    """Let every write go on that a dead job holds, and leave all else; gives what was left.
+
+    Signals wait until it is over.
+    """
+    with signals_deferred():
+        left = _resume_below(dm, remains)
+        try:
+            Layers(dm, remains.job).let_go(limit=_HOLD_LIMIT)
+            for origin in remains.origins:
+                info = dm.info(origin.name)
+                if info is not None and info.suspended:
+                    dm.clear(origin.name)  # resuming would swap it in
+                    dm.resume(origin.name, lockfs=False)
+        except DmcopyError as exc:
+            left.append(str(exc))
+    return left
+
+
 def take_apart(dm: Dm, remains: Remains) -> TakenApart:
     """Undo everything that *remains* of a job.
 

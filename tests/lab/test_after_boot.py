@@ -90,6 +90,9 @@ def test_origin_that_is_not_there_yet_is_waited_for(at: Scene) -> None:
     table = sh("dmsetup", "table", origin)
     another_boot(at)
     sh("dmsetup", "remove", "--retry", os.path.basename(origin))
+    kept = at.fork("rescue")
+    assert "job: was interrupted and is kept" in kept.stdout, "it may come yet"
+    assert "but not now" in at.fork("show", "job").stdout
     ran = at.run("resume", "job", "--json")
     assert ran.status == 3, ran
     assert f"dmsetup create {os.path.basename(origin)} --table '{table}'" in ran.said

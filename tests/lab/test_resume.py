@@ -24,6 +24,7 @@ from tests.lab.scene import (
     Running,
     Scene,
     helpers,
+    is_suspended,
     reload,
     scene,
     timed_write,
@@ -350,6 +351,28 @@ def test_resume_that_is_refused_leaves_the_job_as_it_was(
         assert sh("dmsetup", "table", origin) == spliced
         assert "interrupted" in at.fork("status").stdout
         monkeypatch.undo()
+        job.assert_right(job.resume())
+
+
+def test_rescue_keeps_a_job_whose_destination_is_away_and_lets_writes_go(
+    at: Scene, origin: str
+) -> None:
+    disk = at.stage.disk(SIZE)
+    with at.load(origin):
+        job = Job(at, origin, at.slow(disk, write_ms=60))
+        job.copied(2 * BATCH)
+        job.interrupt(kill_all)
+        harness.until(lambda: not helpers())
+        table = sh("dmsetup", "table", job.destination)
+        sh("dmsetup", "remove", "--retry", job.destination)
+        sh("dmsetup", "suspend", "--noflush", "--nolockfs", origin)  # whoever it was
+        kept = at.fork("rescue")
+        assert (kept.status, "job: was interrupted and is kept" in kept.stdout) == (0, True)
+        assert not is_suspended(origin)
+        refused = at.fork("resume", "job")
+        assert refused.status == 3
+        assert "there is no block device" in refused.said
+        sh("dmsetup", "create", os.path.basename(job.destination), "--table", table)
         job.assert_right(job.resume())
 
 
