@@ -2,7 +2,7 @@
 
 The source is the zero target, so that it may be of any size, spliced like any live device; the
 destination is another one.  A copy of 1 TiB takes minutes even so: it is stopped at a time
-limit, and the curve until then is what is told.
+limit, given up, and the curve until then is what is told.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from benchmarks.samples import Memory
 _ZERO: Final = "bench-zero"
 _SINK: Final = "bench-sink"
 _EVERY: Final = 0.2  # seconds: a copy of 1 GiB takes about one
+_INTERRUPTED: Final = 5  # dmcopy's exit status: the job is kept, for it could go on
 
 
 def family(pid: int) -> list[int]:
@@ -121,25 +123,29 @@ def _sampled(argv: list[str], name: str, size: int, seconds: float, *, load: boo
     timer = threading.Timer(seconds, process.send_signal, [signal.SIGINT])
     began = time.monotonic()
     last: dict[str, Any] = {}  # Any: JSON
+    job = ""
     for line in process.stdout:
         event = json.loads(line)
+        job = event.get("job", job)
         if event["event"] == "begun":
             began = time.monotonic()
             timer.start()
         last = event if event["event"] == "progress" or not last else last
-        last |= {"state": event["state"], "error": event["error"]} if "state" in event else {}
+        last |= {"error": event["error"]} if "error" in event else {}
     seconds = time.monotonic() - began
     _, said = process.communicate()
     timer.cancel()
     sampler.stop()
-    if last.get("state") not in ("ended", "cancelled"):
+    if process.returncode == _INTERRUPTED:
+        _give_up(job)
+    elif process.returncode:
         raise MethodFailed(f"status {process.returncode}: {last.get('error')} {said}")
     return Memory(
         name=name,
         source_bytes=size,
         copied_bytes=last.get("bytes_done", 0),
         seconds=seconds,
-        finished=last["state"] == "ended",
+        finished=not process.returncode,
         load=load,
         exceptions=last.get("exceptions", 0),
         peak_pss_bytes=max((pss for _, pss in sampler.curve), default=0),
@@ -147,3 +153,16 @@ def _sampled(argv: list[str], name: str, size: int, seconds: float, *, load: boo
         high_water_bytes=sampler.high_water,
         curve=tuple(sampler.curve),
     )
+
+
+def _give_up(job: str) -> None:
+    """Cancel a job that was interrupted: it has its snapshot and its COW device still."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dmcopy", "cancel", job],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise MethodFailed(f"dmcopy cancel {job}: status {done.returncode}: {done.stderr}")
