@@ -141,14 +141,12 @@ class CowDevices:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CowFileOnHost:
-    """A file that does not exist yet, behind a loop device.
+class _Made:
+    """What is made for the copy; *size* is what it begins with, *most* what it may become.
 
-    *size* is what it begins with, *most* what it may become, both whole chunks; *why* says
-    where *most* comes from.
+    Both are whole chunks; *why* says where *most* comes from.
     """
 
-    path: Path
     size: Bytes
     most: Bytes
     chunk: Sectors
@@ -167,14 +165,47 @@ class CowFileOnHost:
     @property
     def how(self) -> str:
         """Say how large it is, how large it may become, and why."""
-        return f"{self}, {_in_words(self.size, self.most, self.why)}"
+        grows = f", grows up to {format_size(self.most)}" if self.most > self.size else ""
+        return f"{self}, {format_size(self.size)}{grows} ({self.why})"
+
+    def as_json(self) -> dict[str, Any]:  # Any: JSON
+        """Give what the journal keeps."""
+        return {
+            "size_bytes": self.size,
+            "most_bytes": self.most,
+            "chunk_sectors": self.chunk,
+            "why": self.why,
+        }
+
+
+class _Sizes(TypedDict):
+    size: Bytes
+    most: Bytes
+    chunk: Sectors
+    why: str
+
+
+def _sizes_from_json(record: Mapping[str, Any]) -> _Sizes:  # Any: JSON
+    return {
+        "size": Bytes(record["size_bytes"]),
+        "most": Bytes(record["most_bytes"]),
+        "chunk": Sectors(record["chunk_sectors"]),
+        "why": record["why"],
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CowFileOnHost(_Made):
+    """A file that does not exist yet, behind a loop device."""
+
+    path: Path
 
     def __str__(self) -> str:
         return f"file {self.path}"
 
     def as_json(self) -> dict[str, Any]:  # Any: JSON
         """Give what the journal keeps."""
-        return {"kind": "file", "path": str(self.path), **_sizes_as_json(self)}
+        return {"kind": "file", "path": str(self.path), **super().as_json()}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> CowFileOnHost:  # Any: JSON
@@ -183,31 +214,12 @@ class CowFileOnHost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CowLv:
-    """A logical volume that does not exist yet; sizes are whole chunks and whole extents."""
+class CowLv(_Made):
+    """A logical volume that does not exist yet; sizes are whole extents too."""
 
     vg: str
     name: str
-    size: Bytes
-    most: Bytes
-    chunk: Sectors
     extent: Bytes
-    why: str
-
-    @property
-    def length(self) -> Sectors:
-        """What there is in the beginning, in sectors."""
-        return sectors_down(self.size)
-
-    @property
-    def devices(self) -> tuple[CowDevice, ...]:
-        """None of the user's."""
-        return ()
-
-    @property
-    def how(self) -> str:
-        """Say how large it is, how large it may become, and why."""
-        return f"{self}, {_in_words(self.size, self.most, self.why)}"
 
     def extents(self, size: Bytes) -> int:
         """Count the extents that *size* takes."""
@@ -219,7 +231,7 @@ class CowLv:
     def as_json(self) -> dict[str, Any]:  # Any: JSON
         """Give what the journal keeps."""
         mine = {"kind": "lv", "vg": self.vg, "name": self.name, "extent_bytes": self.extent}
-        return mine | _sizes_as_json(self)
+        return mine | super().as_json()
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> CowLv:  # Any: JSON
@@ -250,33 +262,3 @@ def cow_from_json(record: Mapping[str, Any]) -> CowPlan:  # Any: JSON
 def cow_file_name(job: str) -> str:
     """Give the name of a job's COW file in the state directory."""
     return f"dmcopy-{job}.cow"
-
-
-class _Sizes(TypedDict):
-    size: Bytes
-    most: Bytes
-    chunk: Sectors
-    why: str
-
-
-def _sizes_as_json(plan: CowFileOnHost | CowLv) -> dict[str, Any]:  # Any: JSON
-    return {
-        "size_bytes": plan.size,
-        "most_bytes": plan.most,
-        "chunk_sectors": plan.chunk,
-        "why": plan.why,
-    }
-
-
-def _sizes_from_json(record: Mapping[str, Any]) -> _Sizes:  # Any: JSON
-    return {
-        "size": Bytes(record["size_bytes"]),
-        "most": Bytes(record["most_bytes"]),
-        "chunk": Sectors(record["chunk_sectors"]),
-        "why": record["why"],
-    }
-
-
-def _in_words(size: Bytes, most: Bytes, why: str) -> str:
-    grows = f", grows up to {format_size(most)}" if most > size else ""
-    return f"{format_size(size)}{grows} ({why})"
