@@ -104,7 +104,7 @@ def settle(dm: Dm, adopted: Adopted, *, job: str, name: str, limit: float) -> Ta
     layers = Layers(dm, job)
     layers.let_go(limit=limit)
     table = saving(adopted.origin_table.length, adopted.source, list(adopted.unsaved))
-    Swap(dm=dm, name=name, limit=limit, lockfs=False, flush=False, needed=True)(table)
+    Swap.necessary(dm, name, limit)(table)
     layers.remove()
     return table
 

@@ -93,16 +93,9 @@ class Splice(Step):
     def undo(self) -> None:
         layers = Layers(self._dm, self._job)  # of the brake, where it is still on
         layers.let_go(limit=self._limit)
-        # Without lockfs: nothing needs a clean file system now, and a freeze could wait.
-        swap = Swap(
-            dm=self._dm,
-            name=self._name,
-            limit=self._limit,
-            lockfs=False,
-            flush=False,
-            needed=True,
+        held = restore_origin(
+            self._dm, self._name, self._original, layers.is_origin, limit=self._limit
         )
-        held = restore_origin(self._dm, self._name, self._original, layers.is_origin, swap=swap)
         if held is not None:
             self.end_held = held
         layers.remove()

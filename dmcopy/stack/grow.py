@@ -110,14 +110,7 @@ class Grower:
     def _swap(self, table: Table) -> None:
         # Without lockfs and flush: there is no file system on it, and it need not be empty.
         # It cannot wait for itself: nothing that we do meanwhile is written to the origin.
-        swap = Swap(
-            dm=self._dm,
-            name=self._name,
-            limit=self._hold_limit,
-            lockfs=False,
-            flush=False,
-            needed=True,
-        )
+        swap = Swap.necessary(self._dm, self._name, self._hold_limit)
         lock_memory()
         with signals_deferred():
             held = swap(table).held

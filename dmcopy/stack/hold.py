@@ -16,7 +16,7 @@ from typing import Final
 
 from dmcopy.core.table import Table
 from dmcopy.errors import DmcopyError, DmFailed, HoldLimitExceeded
-from dmcopy.kernel.dm import Dm
+from dmcopy.kernel.dm import Dm, DmInfo
 from dmcopy.stack.deadman import DeadMan
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,11 @@ class Swap:
     lockfs: bool = True
     flush: bool = True
     needed: bool = False
+
+    @classmethod
+    def necessary(cls, dm: Dm, name: str, limit: float) -> Swap:
+        """Give a swap that must come about: nothing is frozen, and no I/O is waited for."""
+        return cls(dm=dm, name=name, limit=limit, lockfs=False, flush=False, needed=True)
 
     def __call__(self, table: Table) -> Instant:
         """Make *table* live; tried three times when the limit was over before the swap.
@@ -109,3 +114,13 @@ class Swap:
                 raise
             log.warning("swapping the table of %s with no dead man: %s", self.name, exc)
             return None
+
+
+def resume_unchanged(dm: Dm, info: DmInfo) -> None:
+    """Let a suspended device's writes go on, with the table that it has.
+
+    What is loaded for it, whosever it is, is dropped: resuming would swap it in.
+    """
+    if info.suspended:
+        dm.clear(info.name)
+        dm.resume(info.name, lockfs=False)

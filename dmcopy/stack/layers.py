@@ -12,7 +12,7 @@ from dmcopy.core.table import Table
 from dmcopy.core.targets.delay import Delay
 from dmcopy.kernel.dm import Dm, DmInfo
 from dmcopy.stack.gate import leads_to_ours, over
-from dmcopy.stack.hold import Instant, Swap
+from dmcopy.stack.hold import Instant, Swap, resume_unchanged
 from dmcopy.stack.names import Role, device_name, device_uuid
 from dmcopy.stack.steps import remove_device
 
@@ -48,9 +48,8 @@ class Layers:
         """
         for role in reversed(LAYERS):  # what is released above must find its way
             info = self.info(role)
-            if info is not None and info.suspended:
-                self._dm.clear(info.name)  # resuming would swap it in, whosever it is
-                self._dm.resume(info.name, lockfs=False)
+            if info is not None:
+                resume_unchanged(self._dm, info)
         brake = self.info(Role.BRAKE)
         if brake is None:
             return []
@@ -59,10 +58,7 @@ class Layers:
         if not gates:
             return []
         length = Table(rows).length
-        swap = Swap(
-            dm=self._dm, name=brake.name, limit=limit, lockfs=False, flush=False, needed=True
-        )
-        return [swap(over(length, gates[0]))]
+        return [Swap.necessary(self._dm, brake.name, limit)(over(length, gates[0]))]
 
     def remove(self) -> None:
         """Remove those that are there; the origin must not use them any more."""

@@ -20,7 +20,7 @@ from dmcopy.kernel.dm import Dm, DmInfo
 from dmcopy.kernel.lvm import Lvm
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.cow import cow_file_name
-from dmcopy.stack.hold import Swap
+from dmcopy.stack.hold import resume_unchanged
 from dmcopy.stack.layers import LAYERS, Layers
 from dmcopy.stack.names import Role, lv_owner, lv_tag, owner
 from dmcopy.stack.plan import signals_deferred
@@ -138,9 +138,8 @@ def let_go(dm: Dm, remains: Remains) -> list[str]:
             Layers(dm, remains.job).let_go(limit=_HOLD_LIMIT)
             for origin in remains.origins:
                 info = dm.info(origin.name)
-                if info is not None and info.suspended:
-                    dm.clear(origin.name)  # resuming would swap it in
-                    dm.resume(origin.name, lockfs=False)
+                if info is not None:
+                    resume_unchanged(dm, info)
         except DmcopyError as exc:
             left.append(str(exc))
     return left
@@ -210,8 +209,7 @@ def _release_origin(
             dm.resume(origin.name, lockfs=False)
         return [f"dropped the loaded table of {origin.name}"]
     original = dm.table(remains.devices[Role.SOURCE].name)
-    swap = Swap(dm=dm, name=origin.name, limit=_HOLD_LIMIT, lockfs=False, flush=False, needed=True)
-    held = restore_origin(dm, origin.name, original, layers.is_origin, swap=swap)
+    held = restore_origin(dm, origin.name, original, layers.is_origin, limit=_HOLD_LIMIT)
     holds += [held] if held is not None else []
     return [f"gave {origin.name} its table back"]
 

@@ -268,13 +268,15 @@ class SyncFileSystems(Step):
 
 
 def restore_origin(
-    dm: Dm, name: str, original: Table, is_ours: Callable[[Table], bool], *, swap: Swap
+    dm: Dm, name: str, original: Table, is_ours: Callable[[Table], bool], *, limit: float
 ) -> float | None:
     """Give the origin its *original* table back if one of ours is live; seconds of the hold.
 
     Gives None when none is: then one of ours is dropped from the inactive slot, and a suspended
-    device is resumed.  Raises what *swap* raises, and `DmcopyError` when the table afterwards is
-    not the original.  What the brake holds must have been let go before (`layers`).
+    device is resumed.  Nothing is frozen for it: nothing needs a clean file system now, and a
+    freeze could wait.  *limit* is the longest hold in seconds.  Raises what `Swap` raises, and
+    `DmcopyError` when the table afterwards is not the original.  What the brake holds must have
+    been let go before (`layers`).
     """
     if not is_ours(dm.table(name)):
         info = dm.info(name)
@@ -283,7 +285,7 @@ def restore_origin(
         if info is not None and info.suspended:
             dm.resume(name, lockfs=False)
         return None
-    held = swap(original).held
+    held = Swap.necessary(dm, name, limit)(original).held
     now = dm.table(name)
     if now != original:
         raise DmcopyError(f"the table of {name} is not what it was: '{now}', was '{original}'")

@@ -114,7 +114,7 @@ def test_origin_gets_its_table_back_even_without_a_dead_man(
 ) -> None:
     monkeypatch.setattr(watcher, "starts", False)
     dm.all["data"].live = NEW
-    held = restore_origin(dm, "data", OLD, NEW.__eq__, swap=_swap(dm, needed=True))
+    held = restore_origin(dm, "data", OLD, NEW.__eq__, limit=2.0)
     assert held is not None
     assert dm.all["data"].live == OLD
 
@@ -123,7 +123,7 @@ def test_origin_gets_its_table_back_even_without_a_dead_man(
 def test_table_that_only_was_loaded_is_dropped(dm: FakeDm) -> None:
     dm.all["data"].inactive = NEW
     dm.all["data"].suspended = True
-    assert restore_origin(dm, "data", OLD, NEW.__eq__, swap=_swap(dm)) is None
+    assert restore_origin(dm, "data", OLD, NEW.__eq__, limit=2.0) is None
     assert dm.all["data"].inactive is None
     assert not dm.all["data"].suspended
     assert dm.all["data"].live == OLD
