@@ -13,7 +13,7 @@ from typing import ClassVar
 class DmcopyError(Exception):
     """The work failed; the machine is as it was before."""
 
-    exit_status: ClassVar[int] = 1
+    exit_status: int = 1
     kind: ClassVar[str] = "failed"
 
 
@@ -63,6 +63,14 @@ class Cancelled(Interrupted):
     """Given up by a person; everything was undone."""
 
     kind = "cancelled"
+
+
+class EndedElsewhere(DmcopyError):
+    """Another process failed; message and *exit_status* are those it gave."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 class LeftBehind(DmcopyError):

@@ -6,8 +6,8 @@ import argparse
 import json
 
 from dmcopy.cli.common import Commands, Context, open_cookies
-from dmcopy.errors import LeftBehind, Refused, UsageError
-from dmcopy.jobs.overview import JobView, Rescued, let_writes_go, overview, rescue
+from dmcopy.errors import LeftBehind, Refused
+from dmcopy.jobs.overview import JobView, Rescued, let_writes_go, overview, rescue, view_of
 
 
 def add(commands: Commands) -> None:
@@ -31,10 +31,10 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace, context: Context) -> int:
     """Rescue one job or all; raises `LeftBehind` when something stays."""
     host = context.host()
-    views = overview(host)
     if arguments.job is not None:
-        views = [view for view in views if view.job == arguments.job]
-        _check(arguments.job, views)
+        views = [_dead_or_ended(view_of(arguments.job, host))]
+    else:
+        views = overview(host)
     dead = [view for view in views if view.is_dead]
     # what the journal may yet say can be resumed is taken apart by name only
     kept = [v for v in dead if v.can_resume or v.is_unread] if arguments.job is None else []
@@ -81,14 +81,13 @@ def _keep(view: JobView, *, as_json: bool) -> None:
     )
 
 
-def _check(job: str, views: list[JobView]) -> None:
-    if not views:
-        raise UsageError(f"there is no job {job}")
-    if views[0].pid is not None:
+def _dead_or_ended(view: JobView) -> JobView:
+    if view.pid is not None:
         raise Refused(
-            f"job {job} is running (pid {views[0].pid})",
-            way_out=f"stop it first: dmcopy cancel {job}",
+            f"job {view.job} is running (pid {view.pid})",
+            way_out=f"stop it first: dmcopy cancel {view.job}",
         )
+    return view
 
 
 def _show(result: Rescued, *, as_json: bool, dry_run: bool = False) -> None:

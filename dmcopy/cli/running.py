@@ -11,7 +11,7 @@ from typing import Protocol
 
 from dmcopy.cli.common import Context, consoles
 from dmcopy.core.events import Begun, Ended, Event, Resumed, from_json
-from dmcopy.errors import DmcopyError
+from dmcopy.errors import DmcopyError, EndedElsewhere
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.prepare import Prepared
@@ -75,16 +75,6 @@ class _Pipe:
             self._fd = None
 
 
-class DetachedFailed(DmcopyError):
-    """The background process could not begin; *exit_status* is its own."""
-
-    kind = "detached"
-
-    def __init__(self, message: str, exit_status: int) -> None:
-        super().__init__(message)
-        self.exit_status = exit_status  # type: ignore[misc]  # it is handed on, not of the class
-
-
 def detached(name: str, context: Context, *, as_json: bool, work: Callable[[Report], int]) -> int:
     """Have *work* done by a process in the background; return when its begin time is fixed.
 
@@ -101,7 +91,7 @@ def detached(name: str, context: Context, *, as_json: bool, work: Callable[[Repo
         for line in lines:
             said = json.loads(line)
             if said["event"] == "failed":
-                raise DetachedFailed(said["message"], said["exit_status"])
+                raise EndedElsewhere(said["message"], said["exit_status"])
             event = from_json(said)
             report(event)
             if isinstance(event, Ended):

@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dmcopy.cli.common import Commands, Context, consoles
-from dmcopy.errors import UsageError
-from dmcopy.jobs.overview import JobView, overview
+from dmcopy.jobs.overview import JobView, overview, view_of
 from dmcopy.report.text import duration, forecast_text
 from dmcopy.units import format_size
 
@@ -53,13 +52,12 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace, context: Context) -> int:
     """Show all jobs, or one."""
     host = context.host()
-    views = overview(host)
     if arguments.job is not None:
-        views = [view for view in views if view.job == arguments.job]
-        if not views:
-            raise UsageError(f"there is no job {arguments.job}")
-    elif not arguments.everything:
-        views = [view for view in views if not view.is_over]
+        views = [view_of(arguments.job, host)]
+    elif arguments.everything:
+        views = overview(host)
+    else:
+        views = [view for view in overview(host) if not view.is_over]
     if arguments.json:
         for view in views:
             print(json.dumps(view.as_json()))

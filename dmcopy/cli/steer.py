@@ -7,13 +7,12 @@ import json
 
 from dmcopy.cli.common import Commands, Context, seconds
 from dmcopy.core.rate import Rate
-from dmcopy.errors import DmcopyError, Interrupted, LeftBehind, Refused, UsageError
+from dmcopy.errors import DmcopyError, EndedElsewhere, Interrupted, LeftBehind, Refused, UsageError
 from dmcopy.jobs import settings
 from dmcopy.jobs.control import ask
-from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.lock import JobLock, wait_free
-from dmcopy.jobs.overview import JobView, overview, rescue
+from dmcopy.jobs.overview import rescue, view_of
 from dmcopy.jobs.spec import CopySpec
 from dmcopy.jobs.state import State, is_final
 from dmcopy.stack.names import check_job
@@ -83,17 +82,10 @@ def add(commands: Commands) -> None:
     change.set_defaults(run=run_set)
 
 
-def _view(job: str, host: Host) -> JobView:
-    for view in overview(host):
-        if view.job == job:
-            return view
-    raise UsageError(f"there is no job {check_job(job)}")
-
-
 def run_pause(arguments: argparse.Namespace, context: Context) -> int:
     """Pause a running job."""
     host = context.host()
-    view = _view(arguments.job, host)
+    view = view_of(check_job(arguments.job), host)
     if view.pid is None:
         raise Refused(
             f"job {view.job} does not run, so there is nothing to pause",
@@ -107,12 +99,12 @@ def run_pause(arguments: argparse.Namespace, context: Context) -> int:
 def run_cancel(arguments: argparse.Namespace, context: Context) -> int:
     """Cancel a job in whatever state."""
     host = context.host()
-    view = _view(arguments.job, host)
+    view = view_of(check_job(arguments.job), host)
     if view.pid is not None:
         ask(host.places.desks, view.job, "cancel", timeout=_CANCEL_SECONDS)
         if not wait_free(host.places.locks, view.job, _CANCEL_SECONDS):
             raise DmcopyError(f"job {view.job} (pid {view.pid}) does not end")
-        view = _view(arguments.job, host)
+        view = view_of(view.job, host)
     elif not view.is_dead:
         raise Refused(f"job {view.job} has {view.state}", way_out="there is nothing to cancel")
     else:
@@ -121,7 +113,7 @@ def run_cancel(arguments: argparse.Namespace, context: Context) -> int:
             print(f"{view.job}: {line}")
         if result.left:
             raise LeftBehind(result.left, job=view.job)
-        view = _view(arguments.job, host)
+        view = view_of(view.job, host)
     print(f"{view.job}: {view.state}")
     return 0
 
@@ -129,10 +121,10 @@ def run_cancel(arguments: argparse.Namespace, context: Context) -> int:
 def run_wait(arguments: argparse.Namespace, context: Context) -> int:
     """Wait for a job; exit as it did."""
     host = context.host()
-    view = _view(arguments.job, host)
+    view = view_of(check_job(arguments.job), host)
     if not wait_free(host.places.locks, view.job, arguments.timeout):
         raise DmcopyError(f"job {view.job} has not ended after {arguments.timeout:g} s")
-    view = _view(arguments.job, host)
+    view = view_of(view.job, host)
     record = view.record
     if record is None or not is_final(record.state):
         raise Interrupted(
@@ -144,16 +136,8 @@ def run_wait(arguments: argparse.Namespace, context: Context) -> int:
     if arguments.json:
         print(json.dumps(record.ended))
     elif record.ended["error"]:
-        raise _Ended(record.ended["error"], record.ended["exit_status"])
+        raise EndedElsewhere(record.ended["error"], record.ended["exit_status"])
     return int(record.ended["exit_status"])
-
-
-class _Ended(DmcopyError):
-    """How a job ended."""
-
-    def __init__(self, message: str, exit_status: int) -> None:
-        super().__init__(message)
-        self.exit_status = exit_status  # type: ignore[misc]  # the job's, not the class's
 
 
 def run_set(arguments: argparse.Namespace, context: Context) -> int:
@@ -177,7 +161,7 @@ def run_set(arguments: argparse.Namespace, context: Context) -> int:
     if asked.keys() != {"rate"}:
         raise UsageError(f"'{words[0]}' cannot be set on a job: rate=SIZE|auto|none can")
     rate = Rate.parse(asked["rate"])
-    view = _view(job, host)
+    view = view_of(check_job(job), host)
     if view.pid is not None:
         ask(host.places.desks, job, "set", timeout=_SET_SECONDS, rate=str(rate))
         return 0

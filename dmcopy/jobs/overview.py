@@ -10,7 +10,7 @@ from typing import Any
 
 from dmcopy.core.events import Begun, Ended, Progress
 from dmcopy.destinations.image import is_being_written
-from dmcopy.errors import DmcopyError, JournalDamaged, LeftBehind, PointInTimeLost
+from dmcopy.errors import DmcopyError, JournalDamaged, LeftBehind, PointInTimeLost, UsageError
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal, Record
 from dmcopy.jobs.lock import JobLock, holder
@@ -89,15 +89,27 @@ class JobView:
         }
 
 
-def overview(host: Host) -> list[JobView]:
-    """Give all jobs that the journal or the kernel knows, oldest first; changes nothing."""
+def view_of(job: str, host: Host) -> JobView:
+    """Give one job; raises `UsageError` when neither the journal nor the kernel knows it."""
+    for view in overview(host, only=job):
+        return view
+    raise UsageError(f"there is no job {job}")
+
+
+def overview(host: Host, *, only: str | None = None) -> list[JobView]:
+    """Give all jobs that the journal or the kernel knows, oldest first; changes nothing.
+
+    With *only* nobody looks at the others.
+    """
     remains = find_remains(host.dm, host.sysfs) if host.dm is not None else {}
+    if only is not None:
+        remains = {job: those for job, those in remains.items() if job == only}
     views: list[JobView] = []
     unread = ""
     try:
         if host.places.journal.exists():
             with Journal(host.places.journal, read_only=True) as journal:
-                views = _recorded(host, journal, remains)
+                views = _recorded(host, journal, remains, only)
     except JournalDamaged:
         raise
     except DmcopyError as exc:  # what the kernel knows can be told all the same
@@ -114,11 +126,15 @@ def overview(host: Host) -> list[JobView]:
     ]
 
 
-def _recorded(host: Host, journal: Journal, remains: Mapping[str, Remains]) -> list[JobView]:
-    """Give the jobs of the journal."""
+def _recorded(
+    host: Host, journal: Journal, remains: Mapping[str, Remains], only: str | None
+) -> list[JobView]:
+    """Give the jobs of the journal, or the one that is asked for."""
     views = []
     for record in journal.records():
         job = record.name
+        if only not in (None, job):
+            continue
         view = _view(job, host, record, remains.get(job), _files(journal, job))
         view = replace(view, log=tuple(journal.log_of(job)))
         if view.is_dead:
