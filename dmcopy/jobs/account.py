@@ -19,15 +19,13 @@ _COUNTED: Final = ("bytes_source", "bytes_cow", "bytes_zero")
 class Account:
     """Keeps count of one job; the events are complete but for how it ended."""
 
-    def __init__(
-        self, prepared: Prepared, done: Bytes, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """*done* bytes are durable at the destination, by earlier sessions."""
+    def __init__(self, prepared: Prepared, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._prepared = prepared
         self._clock = clock
         self._started = clock()
-        self._earlier = done
         earlier = prepared.earlier
+        done = earlier.done if earlier is not None else ()
+        self._earlier = Bytes(sum(row.extent.size for row in done))  # by earlier sessions
         self._before = dict(earlier.counts) if earlier is not None else {}
         self._counts: dict[str, Any] = {}  # the worker's latest; Any: JSON
         self._rate = _Rate(clock)

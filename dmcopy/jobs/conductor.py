@@ -62,7 +62,7 @@ class Conductor:
         self._noted = 0.0
         self._runs: dict[Sectors, Run] = {}
         if prepared.earlier is not None:
-            for row in journal.done(self._name):
+            for row in prepared.earlier.done:
                 self._runs[row.extent.start] = Run(row.extent, row.digest)
         self._is_copying = False
         self._is_paused = False

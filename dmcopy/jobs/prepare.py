@@ -12,8 +12,10 @@ from dmcopy.destinations.base import Can, Destination, Surroundings
 from dmcopy.destinations.block import BlockDestination
 from dmcopy.errors import Refused, UsageError
 from dmcopy.jobs.host import Host
+from dmcopy.jobs.journal import Done
 from dmcopy.jobs.spec import CopySpec
 from dmcopy.jobs.standing import ClaimedNow, SplicedNow, Standing
+from dmcopy.jobs.state import State
 from dmcopy.kernel.lvm import Lvm
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.begin import Claim, splice
@@ -34,6 +36,8 @@ class Earlier:
     mark: Mapping[str, str | int] | None  # of the destination; None: nothing is there yet
     counts: Mapping[str, int]
     copied: bool  # everything is durable at the destination, and the stack is as before
+    state: State  # of the journal, and what is durable, both when it was looked at
+    done: tuple[Done, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

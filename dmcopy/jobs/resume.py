@@ -352,6 +352,8 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
             mark=mark,
             counts=record.facts["counts"],
             copied=copied,
+            state=record.state,
+            done=tuple(done),
         ),
     )
 

@@ -23,6 +23,7 @@ from dmcopy.errors import (
     Interrupted,
     LeftBehind,
     PointInTimeLost,
+    Refused,
 )
 from dmcopy.jobs import settings
 from dmcopy.jobs.account import Account
@@ -39,7 +40,7 @@ from dmcopy.stack.cow import CowFileOnHost
 from dmcopy.stack.hold import Instant
 from dmcopy.stack.plan import signals_deferred
 from dmcopy.stack.recover import remove_files
-from dmcopy.units import Bytes, format_size
+from dmcopy.units import format_size
 
 
 class CopyJob:
@@ -68,8 +69,7 @@ class CopyJob:
         self._opened = False  # what the destination leaves is ours from then on
         self._complete = False
         self._facts: dict[str, Any] = {}  # Any: JSON
-        done = sum(row.extent.size for row in journal.done(self._spec.name)) if self._begun else 0
-        self._account = Account(prepared, Bytes(done), clock=clock)
+        self._account = Account(prepared, clock=clock)
         self._teller = Teller(prepared, journal, self._account, observer)
         self._record = self._teller.record
         self._conductor = Conductor(
@@ -109,10 +109,20 @@ class CopyJob:
 
     def _define(self) -> None:
         settings.apply(self._journal, self._host.places)
-        if self._new:
-            self._journal.define(self._spec.name, self._prepared.recorded(self._spec))
+        name, earlier = self._spec.name, self._prepared.earlier
+        if earlier is None:
+            self._journal.define(name, self._prepared.recorded(self._spec))
             for path in self._leftovers():
-                self._journal.may_leave(self._spec.name, path)
+                self._journal.may_leave(name, path)
+        elif (self._journal.state(name), tuple(self._journal.done(name))) != (
+            earlier.state,
+            earlier.done,
+        ):
+            # It was looked at before it was locked.  What is retired by now would be read again.
+            raise Refused(
+                f"job {name} was worked on by another process meanwhile",
+                way_out=f"look again: dmcopy show {name}",
+            )
 
     def _copy(self, desk: Desk) -> None:
         standing = self._prepared.standing

@@ -16,7 +16,12 @@ from typing import Any
 
 import pytest
 
+from dmcopy.cli.common import Context
 from dmcopy.destinations.block import BlockDestination
+from dmcopy.jobs.journal import Journal
+from dmcopy.jobs.resume import prepare_resume
+from dmcopy.jobs.runner import CopyJob
+from dmcopy.jobs.spec import Places
 from tests.lab import harness
 from tests.lab.scene import (
     SLACK,
@@ -206,6 +211,26 @@ def test_pause_holds_the_copy_and_resume_goes_on(at: Scene, origin: str) -> None
         assert "job job is running" in refused.said
         job.running.wait_for("resumed")
         job.assert_right(job.running.ended())
+
+
+def test_job_that_was_worked_on_after_it_was_looked_at_is_refused(at: Scene, origin: str) -> None:
+    """Another resume gets in between the look and the lock, and is interrupted in its turn."""
+    with at.load(origin):
+        job = Job(at, origin, slow_disk(at), "--rate", "2m")
+        job.copied(BATCH)
+        job.interrupt(INTERRUPTIONS["ctrl-c"])
+        places = Places(at.state, at.folder / "runtime")
+        host = Context(places=places).host()
+        with Journal(places.journal) as journal:
+            stale = prepare_resume("job", host, journal, verify=False)
+            job.running = at.start("resume", "job", "--json")
+            started = job.running.wait_for("resumed")["bytes_done"]
+            job.copied(started + BATCH)
+            job.interrupt(INTERRUPTIONS["ctrl-c"])
+            ended = CopyJob(stale, host, journal, lambda _: None).run()
+        assert (ended.state, ended.exit_status) == ("paused", 3)
+        assert "was worked on by another process meanwhile" in str(ended.error)
+        job.assert_right(job.resume())
 
 
 @pytest.mark.parametrize("state", ["running", "paused", "interrupted", "killed"])
