@@ -1,8 +1,8 @@
 """dm-stats: counters of a dm device, kept by the kernel for each area of it.
 
-What is asked and answered by message: ``@stats_create``, ``@stats_print``.  A region belongs to
-the mapped device, not to its table, and goes with it.  Pure: whoever sends the message is
-elsewhere (`kernel.dm.Dm.message`).
+What is asked and answered by message: ``@stats_create``, ``@stats_print`` and the others.  A
+region belongs to the mapped device, not to its table, and goes with it.  Pure: whoever sends the
+message is elsewhere (`kernel.dm.Dm.message`).
 
 I/O counts as in progress from when a target passes it on (dm.c:dm_submit_bio_remap): what
 ``delay`` holds on the *same* device is not counted, what it holds on a device below is.
@@ -33,10 +33,10 @@ class Area(NamedTuple):
     in_progress: int  # I/O now: reads too, and what a target below holds
 
 
-def area_size(length: Sectors, segment: Sectors) -> Sectors:
-    """Give the smallest multiple of *segment* that makes at most `MOST_AREAS` of *length*."""
+def area_size(length: Sectors, segment: Sectors, most: int = MOST_AREAS) -> Sectors:
+    """Give the smallest multiple of *segment* that makes at most *most* areas of *length*."""
     segments = -(-length // segment)
-    return Sectors(segment * max(1, -(-segments // MOST_AREAS)))
+    return Sectors(segment * max(1, -(-segments // most)))
 
 
 def create_message(area: Sectors, program: str) -> str:
@@ -52,6 +52,26 @@ def region(answer: str) -> int:
 def print_message(number: int) -> str:
     """Ask for all counters of region *number*; the answer is for `areas`."""
     return f"@stats_print {number}"
+
+
+def take_message(number: int) -> str:
+    """Ask for all counters of region *number*, and set them to zero; answer as before."""
+    return f"@stats_print_clear {number}"
+
+
+def list_message(program: str) -> str:
+    """Ask for the regions that *program* made; the answer is for `regions`."""
+    return f"@stats_list {program}"
+
+
+def regions(answer: str) -> list[int]:
+    """Read the answer to `list_message`: ``NUMBER: START+LENGTH STEP PROGRAM AUX`` a line."""
+    return [int(line.partition(":")[0]) for line in answer.splitlines()]
+
+
+def delete_message(number: int) -> str:
+    """Have region *number* counted no more."""
+    return f"@stats_delete {number}"
 
 
 def areas(answer: str) -> list[Area]:

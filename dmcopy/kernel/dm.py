@@ -97,6 +97,17 @@ class Dm(Protocol):
         Raises `DmMissing` now when there is no such device.
         """
 
+    def prepare_exchange(
+        self, name: str, over: Table, *, lockfs: bool = True, flush: bool = True
+    ) -> Callable[[], bool]:
+        """Make ready: swap the loaded table in, but only if *over* is what is live.
+
+        Calling it holds the I/O, looks, and lets the I/O go on; where another table is live by
+        then, the loaded one is dropped and False given.  Nothing can come between the look and
+        the swap but a resume of somebody else's, so look at the table afterwards too.
+        Raises `DmMissing` now when there is no such device.
+        """
+
     def remove(self, name: str, *, deferred: bool = False) -> None:
         """Remove the device; `DmBusy` while it is open, unless *deferred*."""
 

@@ -19,6 +19,7 @@ import stat
 import struct
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Final
 
@@ -380,6 +381,37 @@ class DmIoctl:
         prepared = self._prepare("resume", DM_DEV_SUSPEND, name, _hold_flags(lockfs, flush))
         prepared.set_udev_flags(UDEV_FLAGS if info.uuid.startswith(OURS) else 0)
         return prepared
+
+    def prepare_exchange(
+        self, name: str, over: Table, *, lockfs: bool = True, flush: bool = True
+    ) -> Callable[[], bool]:
+        """Make an exchange ready, by three ioctls (`kernel.dm.Dm`)."""
+        hold = self.prepare_suspend(name, lockfs=lockfs, flush=flush)
+        release = self.prepare_resume(name, lockfs=lockfs, flush=flush)
+        drop = self.prepare_clear(name)
+        info = self.info(name)
+        if info is None:
+            raise failure("resume", name, errno.ENXIO)
+        probe = self.probe(devno=info.devno)
+        said = probe.table()
+        is_so = Table.parse(said.decode()) == over
+
+        def exchange() -> bool:
+            try:
+                hold()
+            except DmFailed:  # the wait for I/O under way was cut short: nothing is held
+                drop()
+                raise
+            try:
+                same = is_so and probe.table() == said
+            except DmFailed:
+                same = False
+            if not same:
+                drop()
+            release()
+            return same
+
+        return exchange
 
     def prepare_clear(self, name: str) -> Prepared:
         """Make a `clear` ready."""

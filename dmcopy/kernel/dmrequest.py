@@ -119,7 +119,9 @@ def specs(data: bytearray) -> Iterator[tuple[int, int, bytes, bytes]]:
     at = head.data_start
     for _ in range(head.target_count):
         start, length, _status, following, kind = SPEC.unpack_from(data, at)
-        yield start, length, kind.rstrip(b"\0"), string(data, at + SPEC.size)
+        # The kernel writes the name and zeroes, but not the last byte of the field
+        # (dm-ioctl.c:retrieve_status): there lies what an earlier answer left in this buffer.
+        yield start, length, kind.partition(b"\0")[0], string(data, at + SPEC.size)
         at = head.data_start + following  # from the first one: see the header
 
 

@@ -227,6 +227,23 @@ class Dmsetup:
             raise failure("resume", name, errno.ENXIO)
         return partial(self.resume, name, lockfs=lockfs, flush=flush)
 
+    def prepare_exchange(
+        self, name: str, over: Table, *, lockfs: bool = True, flush: bool = True
+    ) -> Callable[[], bool]:
+        """Give a call that starts dmsetup four times: good for tests, not for a real hold."""
+        if self.info(name) is None:
+            raise failure("resume", name, errno.ENXIO)
+
+        def exchange() -> bool:
+            self.suspend(name, lockfs=lockfs, flush=flush)
+            same = self.table(name) == over
+            if not same:
+                self.clear(name)
+            self.resume(name, lockfs=lockfs, flush=flush)
+            return same
+
+        return exchange
+
     def remove(self, name: str, *, deferred: bool = False) -> None:
         """Remove the device; `DmBusy` while it is open, unless *deferred*."""
         options = ("--deferred",) if deferred else ()

@@ -145,6 +145,10 @@ class Sysfs:
         """Give how much the device has written, and how long its writes took together."""
         return IoTimes.parse(_must_text(self.folder(devno) / "stat"))
 
+    def writes_under_way(self, devno: str) -> int:
+        """Count the writes that the device has begun and not completed."""
+        return int(_must_text(self.folder(devno) / "inflight").split()[1])
+
     def identity(self, devno: str) -> dict[str, str | int]:
         """Give what tells this device from others; only what sysfs knows, no empty values.
 

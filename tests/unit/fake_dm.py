@@ -128,6 +128,22 @@ class FakeDm:
         self._device("resume", name)
         return lambda: self.resume(name)
 
+    def prepare_exchange(
+        self, name: str, over: Table, *, lockfs: bool = True, flush: bool = True
+    ) -> Callable[[], bool]:
+        del lockfs, flush
+        self._device("resume", name)
+
+        def exchange() -> bool:
+            self.suspend(name)
+            same = self.table(name) == over
+            if not same:
+                self.clear(name)
+            self.resume(name)
+            return same
+
+        return exchange
+
     def remove(self, name: str, *, deferred: bool = False) -> None:
         del deferred
         self._change("remove", name)

@@ -39,6 +39,15 @@ def test_messages_are_as_the_kernel_reads_them() -> None:
     assert dmstats.create_message(Sectors(2048), "dmcopy-j") == "@stats_create - 2048 dmcopy-j"
     assert dmstats.region("7") == 7
     assert dmstats.print_message(7) == "@stats_print 7"
+    assert dmstats.take_message(7) == "@stats_print_clear 7"
+    assert dmstats.list_message("dmcopy-j") == "@stats_list dmcopy-j"
+    assert dmstats.delete_message(7) == "@stats_delete 7"
+
+
+def test_regions_are_read() -> None:
+    listed = "0: 0+32768 512 dmcopy-j -\n12: 0+32768 8192 dmcopy-j -"  # Linux 6.1
+    assert dmstats.regions(listed) == [0, 12]
+    assert dmstats.regions("") == []
 
 
 @given(st.integers(1, 1 << 44), st.integers(1, 1 << 20))

@@ -199,6 +199,65 @@ def test_probe_looks_by_uuid_or_devno_alone() -> None:
         Probe(0, uuid="DMCOPY-x", call=Kernel({DM_TABLE_STATUS: errno.ENXIO})).status()
 
 
+def test_probe_is_not_misled_by_what_an_earlier_answer_left() -> None:
+    """The kernel does not write the last byte of a target's name."""
+
+    def answer(head: dm_ioctl, data: bytearray) -> None:
+        kind, text = kinds[len(kernel.seen) - 1]
+        at = head.data_start
+        data[at : at + SPEC.size] = (
+            SPEC.pack(0, 8, 0, 0, b"")[: SPEC.size - 16]
+            + kind.ljust(15, b"\0")
+            + data[at + SPEC.size - 1 : at + SPEC.size]
+        )
+        data[at + SPEC.size : at + SPEC.size + len(text) + 1] = text + b"\0"
+        head.target_count = 1
+
+    # what lies at the end of the field after the first answer is a letter of the second's
+    kinds = [(b"linear", b"1:0 0"), (b"linear", b"1:0 0")]
+    kernel = Kernel({DM_TABLE_STATUS: answer})
+    probe = Probe(0, uuid="u", call=kernel)
+    assert probe.table() == b"0 8 linear 1:0 0"
+    probe._buffer[dmrequest.HEAD + SPEC.size - 1] = ord("t")
+    assert probe.table() == b"0 8 linear 1:0 0"
+
+
+LIVE = (0, 8, "linear", "1:0 0")
+
+
+@pytest.mark.parametrize(
+    ("then", "done"), [(LIVE, True), ((0, 8, "error", ""), False)], ids=["ours", "a stranger's"]
+)
+def test_exchange_drops_what_is_loaded_when_another_table_is_live(
+    then: tuple[int, int, str, str], done: bool
+) -> None:
+    answers = iter([LIVE, then])
+
+    def answer(head: dm_ioctl, data: bytearray) -> None:
+        targets(next(answers))(head, data)
+
+    kernel = Kernel({DM_TABLE_STATUS: answer})
+    exchange = backend(kernel).prepare_exchange("x", Table.parse("0 8 linear 1:0 0"))
+    kernel.seen.clear()
+    assert exchange() is done
+    dropped = [] if done else [DM_TABLE_CLEAR]
+    assert [request for request, _, _ in kernel.seen] == [
+        DM_DEV_SUSPEND, DM_TABLE_STATUS, *dropped, DM_DEV_SUSPEND,
+    ]  # fmt: skip
+    hold, release = kernel.heads(DM_DEV_SUSPEND)
+    assert hold.flags & DM_SUSPEND_FLAG
+    assert not release.flags & DM_SUSPEND_FLAG
+
+
+def test_exchange_that_cannot_hold_leaves_nothing_loaded() -> None:
+    kernel = Kernel({DM_TABLE_STATUS: targets(LIVE), DM_DEV_SUSPEND: errno.EINTR})
+    exchange = backend(kernel).prepare_exchange("x", Table.parse("0 8 linear 1:0 0"))
+    kernel.seen.clear()
+    with pytest.raises(DmFailed):
+        exchange()
+    assert [request for request, _, _ in kernel.seen] == [DM_DEV_SUSPEND, DM_TABLE_CLEAR]
+
+
 def test_flags_of_hold_and_release() -> None:
     kernel = Kernel()
     dm = backend(kernel)
