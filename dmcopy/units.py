@@ -39,6 +39,11 @@ def sectors_down(n: Bytes) -> Sectors:
     return Sectors(n // SECTOR_SIZE)
 
 
+def sectors_up(n: Bytes) -> Sectors:
+    """Count the sectors that *n* bytes touch."""
+    return Sectors(-(-n // SECTOR_SIZE))
+
+
 def chunk_of(sector: Sectors, chunk_size: Sectors) -> Chunks:
     """Give the chunk that holds *sector* (rounds down)."""
     return Chunks(sector // chunk_size)
@@ -93,3 +98,11 @@ def format_size(n: int) -> str:
             return f"{n} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     raise AssertionError("unreachable")
+
+
+def exact_size(n: int) -> str:
+    """Write a number of bytes so that `parse_size` gives it again: ``1536MiB``, ``513``."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if n and n % (1 << 10 * power) == 0:
+            return f"{n >> 10 * power}{unit}"
+    return str(n)

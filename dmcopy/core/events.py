@@ -39,6 +39,10 @@ class Planned(Event):
     cow: str | None  # what the COW device is made of
     cow_bytes: int | None
     steps: tuple[str, ...]  # lines that an administrator could paste
+    retire: bool = False  # what is copied leaves the snapshot
+    retire_why: str = ""  # why, or why not
+    order: str = "sequential"  # | hot | cow
+    gate: str = "none"  # | segment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +66,19 @@ class Hold(Event):
 
     event: ClassVar[str] = "hold"
     device: str
-    reason: str  # begin | end
+    reason: str  # begin | retire | grow | brake | end
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment(Event):
+    """A segment was copied while writes to it waited (``--gate segment``)."""
+
+    event: ClassVar[str] = "segment"
+    offset_bytes: int
+    length_bytes: int
+    hold_seconds: float  # from when writes to it waited until they were let go
+    writes_held: int  # that waited at the end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +102,7 @@ class Progress(Event):
     copy_done: tuple[float | None, ...] | None = None  # seconds until everything is copied
     cow_needed: tuple[float | None, ...] | None = None  # bytes of it that are used then
     first: str | None = None  # done | full | unsure | unknown: which comes first
+    bytes_retired: int = 0  # of bytes_done: writes to it need not be saved any more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +189,14 @@ class Ended(Event):
     copy_seconds: float | None = None  # of seconds: moving the data, as the worker timed it
     left: tuple[str, ...] = field(default=())
     bytes_resumed: int = 0  # durable before this session began, and not copied again
+    bytes_retired: int = 0  # that writes were saved no more for, before the copy was done
+    retires: int = 0  # how often the origin's table was swapped for that
+    # how long each of these swaps held writes: median, 99 of 100, longest; not in hold_seconds
+    retire_hold_seconds: tuple[float, ...] | None = None
+    gated: int = 0  # segments that writes waited for (--gate segment)
+    gate_hold_seconds: tuple[float, ...] | None = None  # how long, as above
+    gate_writes_held: int = 0  # how many writes waited
+    kept: bool = False  # the snapshot stays (--keep)
 
 
 Observer = Callable[[Event], None]
@@ -183,6 +207,7 @@ KINDS: Final[dict[str, type[Event]]] = {
         Planned,
         Begun,
         Hold,
+        Segment,
         Progress,
         Grown,
         Braked,

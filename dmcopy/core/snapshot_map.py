@@ -109,6 +109,25 @@ class SnapshotMap:
         saved.sort()
         return self._joined(saved, bits, at)
 
+    def extents(self) -> list[Extent]:
+        """Give all that is saved, as extents of the source: sorted, and joined where they touch."""
+        found: list[Extent] = []
+        start = end = 0  # chunks
+        for number in sorted(self._buckets):
+            base = number << self._shift
+            for word in self._sorted(number) or ():
+                chunk = base + (word >> _NEW_BITS)
+                if chunk != end and end:
+                    found.append(self._extent(start, end))
+                if chunk != end or not end:
+                    start = chunk
+                end = chunk + 1
+        return [*found, self._extent(start, end)] if end else found
+
+    def _extent(self, start: int, end: int) -> Extent:
+        first = Sectors(start * self._chunk_size)
+        return Extent.between(first, Sectors(min(end * self._chunk_size, self._source)))
+
     def _check(self, olds: Sequence[int], news: Sequence[int], cow: int) -> None:
         """Raise `StoreDamaged` for an exception that the kernel cannot have made.
 

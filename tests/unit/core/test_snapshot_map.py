@@ -216,3 +216,17 @@ def test_map_takes_at_most_24_bytes_an_exception(kind: str, count: int) -> None:
         assert peak - before <= 24 * count + (8 << 20)  # and what one look needs for a moment
     finally:
         tracemalloc.stop()
+
+
+def test_extents_are_all_that_is_saved_joined_and_cut_at_the_end() -> None:
+    found = SnapshotMap(Sectors(8), Sectors(100_000 * 8 - 3))
+    assert found.extents() == []
+    olds = [0, 1, 2, 7, 4095, 4096, 99_998, 99_999]
+    for new, old in enumerate(reversed(olds)):
+        found.add(Chunks(old), Chunks(2 + new))
+    assert found.extents() == [
+        Extent(Sectors(0), Sectors(24)),
+        Extent(Sectors(56), Sectors(8)),
+        Extent(Sectors(4095 * 8), Sectors(16)),
+        Extent(Sectors(99_998 * 8), Sectors(13)),
+    ]
