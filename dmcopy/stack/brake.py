@@ -6,6 +6,13 @@ what is copied is *retired*: writes to it need no saving any more.  A write whos
 retired while it is held costs the COW device nothing; one whose time is over before that is
 saved as ever.  So the point in time lives as long as the copy is faster than the writes' expiry.
 
+With `Brake.only` it is the segment gate (``--gate segment``): writes to the one segment that is
+being copied are held, until that is durable, on record and retired; all others pass.  So copying
+it costs the COW device nothing.  Why a delay and not a suspended child: that would hold reads and
+every fsync of the whole device, stay shut when we die, and block each suspend above it (KERNEL.md
+5).  It is in a device of ours, not in the origin's own table, so that whoever finds it can take
+it out without touching what the application has open.
+
 Two tables move (`gate` has the picture), and the origin's own only when the brake goes on or off:
 
 * the gate's, at each `advance`: nothing is held above a suspended gate for longer than the swap,
@@ -32,7 +39,16 @@ from dmcopy.core.table import Table
 from dmcopy.core.targets.delay import Delay, DelayStatus
 from dmcopy.errors import DmcopyError, PointInTimeLost
 from dmcopy.kernel.dm import Dm, DmInfo
-from dmcopy.stack.gate import LiveTables, braking, not_retired, over, saving, worth_retiring
+from dmcopy.stack.deadman import Sentry
+from dmcopy.stack.gate import (
+    Announce,
+    LiveTables,
+    braking,
+    not_retired,
+    over,
+    saving,
+    worth_retiring,
+)
 from dmcopy.stack.hold import Instant, Swap
 from dmcopy.stack.layers import LAYERS, Layers
 from dmcopy.stack.names import Role, device_name, device_uuid
@@ -42,8 +58,6 @@ from dmcopy.units import Sectors
 log = logging.getLogger(__name__)
 
 _NO_ROOM: Final = Sectors(0)
-
-Announce = Callable[[LiveTables], None]
 
 
 class Held(NamedTuple):
@@ -99,7 +113,10 @@ class Brake:
         self._standby: Standby | None = None
         self._region = 0
         self._is_loose = False  # a swap of the brake failed, and may have left it open
+        self._sentry: Sentry | None = None
         self.milliseconds = 0  # 0: off
+        # what alone is held, from the next swap of the brake on; None: all that is not retired
+        self.only: tuple[Extent, ...] | None = None
         self.holds: list[tuple[str, Instant]] = []  # each swap: dm name, and how long
 
     @property
@@ -107,14 +124,22 @@ class Brake:
         """Tell whether writes are held."""
         return self.milliseconds > 0
 
-    def on(self, milliseconds: int, retired: Sequence[Extent] = ()) -> None:
-        """Hold writes for *milliseconds*, or change for how long.
+    def on(
+        self,
+        milliseconds: int,
+        retired: Sequence[Extent] = (),
+        *,
+        only: Sequence[Extent] | None = None,
+    ) -> None:
+        """Hold writes for *milliseconds*, or change for how long, and to what.
 
-        *retired* as in `advance`; empty: as before.  A change releases all that is held.  When it
-        raises and the brake was off, it is off.
+        *retired* as in `advance`; empty: as before.  *only* as in `hold`; None: all that is not
+        retired.  A change releases all that is held.  When it raises and the brake was off, it is
+        off.
         """
         if not 0 < milliseconds <= self._limit * 1000:
             raise ValueError(f"{milliseconds} ms, where the hold limit is {self._limit:g} s")
+        self.only = tuple(only) if only is not None else None
         if self.is_on:
             if retired:
                 self._retire(retired)
@@ -154,6 +179,24 @@ class Brake:
         self._swap(name, self._braking())
         return True
 
+    def hold(self, extents: Sequence[Extent]) -> None:
+        """Hold writes to these alone from now on; what is held is released.  The brake is on.
+
+        Raises `HoldLimitExceeded` and `DmFailed`: then it is as before.
+        """
+        assert self.is_on
+        before, self.only = self.only, tuple(extents)
+        try:
+            if self._tables[device_name(self._job, Role.BRAKE)] != self._braking():
+                self._swap(device_name(self._job, Role.BRAKE), self._braking())
+        except BaseException:
+            self.only = before
+            raise
+
+    def count(self) -> int:
+        """Ask how many writes are held."""
+        return sum(count for _, count in self._waiting())
+
     def held(self) -> Held:
         """Ask where writes are held: they are in these extents, which are multiples of areas.
 
@@ -189,6 +232,7 @@ class Brake:
             meter.name, 0, dmstats.create_message(area, f"dmcopy-{self._job}")
         )
         self._region = dmstats.region(answer)
+        self._sentry = Sentry([self._origin, brake.name, gate.name], limit=self._limit)
         self._standby = self._make_standby(brake.name, brake.uuid, self._length, gate.devno)
         self._standby.start()
 
@@ -201,7 +245,7 @@ class Brake:
     def _braking(self) -> Table:
         return braking(
             self._length, self._source.devno, self._devno(Role.GATE), self._retired,
-            milliseconds=self.milliseconds,
+            milliseconds=self.milliseconds, only=self.only,
         )  # fmt: skip
 
     def _devno(self, role: Role) -> str:
@@ -232,7 +276,16 @@ class Brake:
     def _swap(self, name: str, table: Table) -> None:
         """Make *table* live, told to the worker before and after."""
         self._say(name, table)
-        swap = Swap(dm=self._dm, name=name, limit=self._limit, lockfs=False, flush=False)
+        swap = Swap(
+            dm=self._dm,
+            name=name,
+            limit=self._limit,
+            lockfs=False,
+            flush=False,
+            sentry=self._sentry,
+            # the origin is not ours alone: a stranger's table must not be covered up
+            over=self._tables[name] if name == self._origin else None,
+        )
         is_brake = name == device_name(self._job, Role.BRAKE)
         try:
             self.holds.append((name, swap(table)))
@@ -267,6 +320,7 @@ class Brake:
         self.milliseconds = 0
         live = self._dm.table(self._origin)
         if live != table and self._layers.is_origin(live):  # else a stranger's
+            self._tables[self._origin] = live
             self._swap(self._origin, table)
         # The worker looks at the layers no more before they go.
         self._tables = {self._origin: table}
@@ -274,5 +328,8 @@ class Brake:
         if self._standby is not None:
             self._standby.end()
             self._standby = None
+        if self._sentry is not None:
+            self._sentry.end()
+            self._sentry = None
         self._layers.remove()
         self._tables = {}

@@ -1,7 +1,8 @@
 """The dead man: a tiny process that lets writes go on when the one that held them cannot.
 
-It is started before a hold and lives only as long as the hold.  It acts when the control
-process dies (its pipe closes) or when the time limit is over while the origin is still held:
+It is started before a hold, and ends with it, or serves the next ones too (`Sentry`): between
+two holds it does nothing.  It acts when the control process dies (its pipe closes) or when the
+time limit is over while the origin is still held:
 
 * time over and the control process sits in the kernel, waiting for I/O in flight
   (``dm_wait_for_completion``, interruptible): SIGUSR1 to its thread ends the wait, the
@@ -9,8 +10,9 @@ process dies (its pipe closes) or when the time limit is over while the origin i
 * any of the devices suspended: drop the table in the inactive slot, so that resuming cannot
   swap it in, and resume.
 
-Protocol: a line ``ready`` on stdout when all is prepared; one byte ``a`` (armed) on stdin
-right before the hold, ``d`` (done) right after.  It answers ``done`` or ``fired ...`` and exits.
+Protocol: a line ``ready`` on stdout when all is prepared; for each hold, one byte ``a`` (armed)
+on stdin right before it, ``d`` (done) right after, which it answers by ``done`` or ``fired ...``.
+It exits when stdin ends.
 
 Not for: taking the stack apart (that is `recover`).
 """
@@ -35,7 +37,7 @@ _START_SECONDS: Final = 30.0
 
 
 class DeadMan:
-    """The control side: one process that watches over one hold."""
+    """The control side: one process that watches over holds of some devices, one at a time."""
 
     def __init__(
         self,
@@ -71,8 +73,14 @@ class DeadMan:
             raise DmcopyError("the dead man did not start, so nothing was held")
         return self
 
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether the process is there: somebody may have killed it."""
+        return self._process is not None and self._process.poll() is None
+
     def arm(self) -> None:
         """Start the clock; one write to a pipe."""
+        self.fired = False
         self._say(watch.ARMED)
 
     def disarm(self) -> None:
@@ -80,7 +88,7 @@ class DeadMan:
         assert self._process is not None
         self._say(watch.DONE)
         answer = self._process.stdout.readline()
-        self.fired = self.fired or not answer.startswith(b"done")
+        self.fired = not answer.startswith(b"done")
 
     def _say(self, word: bytes) -> None:
         assert self._process is not None
@@ -104,3 +112,30 @@ class DeadMan:
         finally:
             self._process.kill()
             self._process.stdout.close()
+
+
+class Sentry:
+    """A dead man for many holds of the same devices: started once, not before each.
+
+    Starting the process takes longer than a hundred holds.  Whoever makes it ends it.
+    """
+
+    def __init__(self, names: Sequence[str], *, limit: float) -> None:
+        self._names = tuple(names)
+        self._limit = limit
+        self._dead_man: DeadMan | None = None
+
+    def ready(self) -> DeadMan:
+        """Give the dead man, started if need be; raises `DmcopyError` and OSError."""
+        if self._dead_man is not None and not self._dead_man.is_alive:
+            self.end()
+        if self._dead_man is None:
+            dead_man = DeadMan(self._names, limit=self._limit)
+            self._dead_man = dead_man.__enter__()
+        return self._dead_man
+
+    def end(self) -> None:
+        """End the process; twice is fine."""
+        if self._dead_man is not None:
+            dead_man, self._dead_man = self._dead_man, None
+            dead_man.__exit__(None, None, None)

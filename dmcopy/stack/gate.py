@@ -48,6 +48,9 @@ class LiveTables:
     layers: Mapping[str, frozenset[bytes]] = field(default_factory=dict)
 
 
+Announce = Callable[[LiveTables], None]
+
+
 def worth_retiring(length: Sectors, retired: Iterable[Extent]) -> list[Extent]:
     """Join what touches, and give the largest ranges that a table of `MOST_LINES` can name."""
     whole = Extent(Sectors(0), length)
@@ -76,15 +79,24 @@ def not_retired(within: Iterable[Extent], retired: Sequence[Extent]) -> list[Ext
 
 def saving(length: Sectors, source: str, retired: Sequence[Extent]) -> Table:
     """Give a table that saves what is overwritten, but for the *retired* ranges."""
-    return _mixed(length, source, retired, lambda rest: SnapshotOrigin(rest.length, source))
+    rest = not_retired([Extent(Sectors(0), length)], retired)
+    saved = [(extent, SnapshotOrigin(extent.length, source)) for extent in rest]
+    return _table([*_passing(source, retired), *saved])
 
 
 def braking(
-    length: Sectors, source: str, gate: str, retired: Sequence[Extent], *, milliseconds: int
+    length: Sectors,
+    source: str,
+    gate: str,
+    retired: Sequence[Extent],
+    *,
+    milliseconds: int,
+    only: Sequence[Extent] | None = None,
 ) -> Table:
     """Give a table that delays writes to *gate*, but for the *retired* ranges.
 
-    Reads and flushes pass at once: an fsync waits for its own writes, and for no others.
+    With *only*, writes to these alone; all others pass to the gate at once.  Reads and flushes
+    always do: an fsync waits for its own writes, and for no others.
     """
     if source == gate:
         raise ValueError("a delay over the bare source would release writes that were not saved")
@@ -93,7 +105,15 @@ def braking(
         now = Path(gate, rest.start, 0)
         return Delay(rest.length, (now, Path(gate, rest.start, milliseconds), now))
 
-    return _mixed(length, source, retired, held)
+    whole = Extent(Sectors(0), length)
+    rest = not_retired([whole], retired)
+    lines = _passing(source, retired)
+    gated = rest
+    if only is not None:
+        gated = [part for one in merge(only) for row in rest if (part := one.clip(row)) is not None]
+        passing = not_retired([whole], merge([*retired, *gated]))
+        lines += [(extent, Linear(extent.length, gate, extent.start)) for extent in passing]
+    return _table([*lines, *((extent, held(extent)) for extent in gated)])
 
 
 def over(length: Sectors, devno: str) -> Table:
@@ -101,15 +121,14 @@ def over(length: Sectors, devno: str) -> Table:
     return Table.of(Linear(length, devno, Sectors(0)))
 
 
-def _mixed(
-    length: Sectors, source: str, retired: Sequence[Extent], rest: Callable[[Extent], Target]
-) -> Table:
-    lines: list[tuple[Extent, Target]] = [
-        (extent, Linear(extent.length, source, extent.start)) for extent in retired
-    ]
-    lines += [
-        (extent, rest(extent)) for extent in not_retired([Extent(Sectors(0), length)], retired)
-    ]
+_Line = tuple[Extent, Target]
+
+
+def _passing(source: str, retired: Sequence[Extent]) -> list[_Line]:
+    return [(extent, Linear(extent.length, source, extent.start)) for extent in retired]
+
+
+def _table(lines: Iterable[_Line]) -> Table:
     return Table.of(*(target for _, target in sorted(lines, key=lambda line: line[0])))
 
 

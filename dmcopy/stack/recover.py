@@ -19,6 +19,7 @@ from dmcopy.errors import DmcopyError, DmFailed
 from dmcopy.kernel.dm import Dm, DmInfo
 from dmcopy.kernel.lvm import Lvm
 from dmcopy.kernel.sysfs import Sysfs
+from dmcopy.stack.counters import forget_counters
 from dmcopy.stack.cow import cow_file_name
 from dmcopy.stack.hold import resume_unchanged
 from dmcopy.stack.layers import LAYERS, Layers
@@ -166,6 +167,7 @@ def take_apart(dm: Dm, remains: Remains) -> TakenApart:
                 done += _release_origin(dm, origin, remains, layers, holds)
             except DmcopyError as exc:
                 left.append(str(exc))
+            forget_counters(dm, origin.name, remains.job)
         for role in _ORDER:
             info = remains.devices.get(role)
             if info is None:

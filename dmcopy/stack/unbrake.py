@@ -34,6 +34,7 @@ from dmcopy.kernel.dmrequest import (
     head_of,
 )
 from dmcopy.kernel.memory import lock_memory
+from dmcopy.kernel.priority import step_up
 
 DONE: Final = b"d"
 
@@ -90,6 +91,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the watcher; *argv* is the brake's name and uuid, its sectors, and the gate's devno."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    step_up()
     with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as adjust:
         adjust.write("-1000")
     name, uuid, length, gate = argv

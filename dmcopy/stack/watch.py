@@ -1,7 +1,7 @@
 """The dead man's own process: ``python -m dmcopy.stack.watch`` (see `deadman`).
 
-Imports next to nothing, for it is started before every hold; everything it does to the
-devices was made ready before the hold, so that acting is ioctls only.
+Imports next to nothing, for it is started before a hold; everything it does to the devices was
+made ready before the hold, so that acting is ioctls only.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from dmcopy.kernel.dmrequest import (
     head_of,
 )
 from dmcopy.kernel.memory import lock_memory
+from dmcopy.kernel.priority import step_up
 
 ARMED: Final = b"a"
 DONE: Final = b"d"
@@ -74,9 +75,7 @@ def _said(timeout: float | None) -> bytes | None:
 
 
 def _watch(devices: Sequence[_Device], limit: float, thread: tuple[int, int]) -> str:
-    """Wait for the end of the hold; give what is to be answered."""
-    if _said(None) != ARMED:
-        return "never armed"
+    """Wait for the end of a hold; give what is to be answered."""
     word = _said(limit)
     if word == DONE:
         return "done"
@@ -94,6 +93,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the dead man; *argv* is limit, pid, thread id and the dm names."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    step_up()
     with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as adjust:
         adjust.write("-1000")
     control = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
@@ -102,9 +102,10 @@ def main(argv: Sequence[str]) -> int:
         lock_memory()
     with suppress(BrokenPipeError):  # control is gone already
         os.write(1, b"ready\n")
-    answer = _watch(devices, float(argv[0]), (int(argv[1]), int(argv[2])))
-    with suppress(BrokenPipeError):  # control is gone
-        os.write(1, f"{answer}\n".encode())
+    while _said(None) == ARMED:  # one hold after the other, until control closes the pipe
+        answer = _watch(devices, float(argv[0]), (int(argv[1]), int(argv[2])))
+        with suppress(BrokenPipeError):  # control is gone
+            os.write(1, f"{answer}\n".encode())
     return 0
 
 

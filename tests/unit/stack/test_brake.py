@@ -11,7 +11,7 @@ from dmcopy.core.table import Table
 from dmcopy.core.targets.delay import Delay
 from dmcopy.errors import DmcopyError, DmFailed, PointInTimeLost
 from dmcopy.kernel.dm import DmStatus
-from dmcopy.stack import hold
+from dmcopy.stack import deadman, hold
 from dmcopy.stack.brake import Brake, Held
 from dmcopy.stack.gate import LiveTables
 from dmcopy.stack.names import Role, device_name, device_uuid
@@ -61,6 +61,7 @@ class NoDeadMan:
     """A unit test starts no process."""
 
     fired = False
+    is_alive = True
 
     def __init__(self, names: Sequence[str], *, limit: float) -> None:
         assert limit == 2.0
@@ -96,6 +97,7 @@ class Watcher(Standby):
 @pytest.fixture(autouse=True)
 def watcher(monkeypatch: pytest.MonkeyPatch) -> type[Watcher]:
     monkeypatch.setattr(hold, "DeadMan", NoDeadMan)
+    monkeypatch.setattr(deadman, "DeadMan", NoDeadMan)
     monkeypatch.setattr(Watcher, "notes", [], raising=False)
     monkeypatch.setattr(Watcher, "fail", False)
     return Watcher
@@ -131,9 +133,9 @@ def test_origin_is_swapped_once_everything_below_it_is_there_and_watched(
 ) -> None:
     brake.on(500)
     assert [call.split()[0] for call in dm.calls] == [
-        *("create", "create", "create", "message", "load", "resume")
+        *("create", "create", "create", "message", "load", "suspend", "resume")
     ]
-    assert dm.calls[-2:] == ["load data", "resume data"]
+    assert dm.calls[-3:] == ["load data", "suspend data", "resume data"]
     assert watcher.notes == ["watch"]
     assert dm.all["data"].live.devices() == {dm.all[METER].devno}
     assert dm.all[METER].live.devices() == {dm.all[BRAKE].devno}
@@ -149,7 +151,7 @@ def test_off_lets_go_first_and_leaves_what_is_retired_out(
     dm.calls.clear()
     brake.off()
     assert dm.calls == [
-        *(f"load {BRAKE}", f"resume {BRAKE}", "load data", "resume data"),
+        *(f"load {BRAKE}", f"resume {BRAKE}", "load data", "suspend data", "resume data"),
         *(f"remove {METER}", f"remove {BRAKE}", f"remove {GATE}"),
     ]
     assert watcher.notes[-1] == "watch no more"
@@ -159,7 +161,7 @@ def test_off_lets_go_first_and_leaves_what_is_retired_out(
     )
     assert not brake.is_on
     brake.off()
-    assert len(dm.calls) == 7
+    assert len(dm.calls) == 8
 
 
 def test_every_live_table_was_announced_before_and_is_alone_after(
