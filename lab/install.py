@@ -19,8 +19,8 @@ from lab.guest import CHECKOUT, LabError
 
 # What the tests use, in a guest or on the host.
 COMMON: Final = (
-    "dmsetup", "e2fsprogs", "fio", "iproute2", "kmod", "libnbd-bin", "lvm2", "mdadm", "nbdkit",
-    "udev", "util-linux", "xfsprogs",
+    "chromium", "dmsetup", "e2fsprogs", "fio", "iproute2", "kmod", "libnbd-bin", "lvm2", "mdadm",
+    "nbdkit", "udev", "util-linux", "xfsprogs",
 )  # fmt: skip
 ENGINES: Final = {
     "uml": ("user-mode-linux", "gcc", "libc6-dev"),

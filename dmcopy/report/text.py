@@ -69,7 +69,28 @@ def forecast_text(first: str | None, full: Sequence[float | None] | None) -> str
     return f"{when}, before the copy is done" if first == "full" else when
 
 
-_NO_DIGEST: Final = "not known (none was asked for, or the copy was not made in one go)"
+def happened(event: events.Event) -> str:
+    """Say in words what happened to a job; "" where the event is not of that kind."""
+    match event:
+        case events.Grown():
+            return (
+                f"COW device grown to {format_size(event.cow_total_bytes)}, of at most "
+                f"{format_size(event.cow_most_bytes)}"
+            )
+        case events.Braked():
+            return _braked(event)
+        case events.Paused():
+            return f"paused at {format_size(event.bytes_done)}; the point in time stays"
+        case events.Resumed():
+            return f"going on as of {event.begin_time}: {format_size(event.bytes_done)} are done"
+        case events.Warned():
+            return f"warning: {event.message}"
+        case events.Verified():
+            return f"verified: read back in {duration(event.seconds)}, the digest is right"
+    return ""
+
+
+NO_DIGEST: Final = "not known (none was asked for, or the copy was not made in one go)"
 
 
 class TextReport:
@@ -93,23 +114,14 @@ class TextReport:
                 self._begun(event)
             case events.Progress():
                 self._progress(event)
-            case events.Grown():
-                self._say(
-                    f"COW device grown to {format_size(event.cow_total_bytes)}, of at most "
-                    f"{format_size(event.cow_most_bytes)}"
-                )
             case events.Braked():
-                self._say(_braked(event), style="yellow" if event.milliseconds else "")
-            case events.Paused():
-                self._say(f"paused at {format_size(event.bytes_done)}; the point in time stays")
-            case events.Resumed():
-                self._say(
-                    f"going on as of {event.begin_time}: {format_size(event.bytes_done)} are done"
-                )
+                self._say(happened(event), style="yellow" if event.milliseconds else "")
+            case events.Grown() | events.Paused() | events.Resumed() | events.Verified():
+                self._say(happened(event))
+            case events.Segment():
+                pass  # many a second; what they come to is told at the end
             case events.Warned():
-                self._say(f"warning: {event.message}", style="yellow")
-            case events.Verified():
-                self._say(f"verified: read back in {duration(event.seconds)}, the digest is right")
+                self._say(happened(event), style="yellow")
             case events.Ended():
                 self.close()
                 self._ended(event)
@@ -130,6 +142,8 @@ class TextReport:
         )
         if event.cow is not None:
             self._say(f"COW device: {event.cow}")
+            if not event.retire:
+                self._say(f"what is copied stays in the snapshot: {event.retire_why}")
 
     def _begun(self, event: events.Begun) -> None:
         held = f", writes held for {hold_time(event.hold_seconds[0])}" if event.hold_seconds else ""
@@ -166,6 +180,13 @@ class TextReport:
         if event.error is not None:
             return  # the command line says it, once, as it says every error
         held = ", ".join(hold_time(seconds) for seconds in event.hold_seconds)
+        if event.retire_hold_seconds is not None:
+            held += f"; {event.retires} times to retire, {_spread(event.retire_hold_seconds)}"
+        if event.gate_hold_seconds is not None:
+            held += (
+                f"; {event.gate_writes_held} of them for {event.gated} segments, "
+                f"{_spread(event.gate_hold_seconds)}"
+            )
         rows = [
             ("job", event.job),
             ("copied", f"{format_size(event.bytes_total)} in {duration(event.seconds)}"),
@@ -176,14 +197,21 @@ class TextReport:
                 f"{format_size(event.bytes_cow)} from the COW device "
                 f"({event.exceptions} exceptions), {format_size(event.bytes_zero)} zeroes",
             ),
+            *([("retired", format_size(event.bytes_retired))] if event.bytes_retired else []),
             ("writes held", held or "never"),
-            ("sha256", event.digest or _NO_DIGEST),
+            ("sha256", event.digest or NO_DIGEST),
             ("verified", "yes, read back" if event.verified else "no (--verify reads it back)"),
+            *([("kept", f"the snapshot; end it: dmcopy cancel {event.job}")] if event.kept else []),
         ]
         table = Table.grid(padding=(0, 2))
         for name, value in rows:
             table.add_row(Text(name), Text(value, overflow="fold"))
         self._out.print(table)
+
+
+def _spread(times: Sequence[float]) -> str:
+    median, p99, most = times
+    return f"{hold_time(median)} (median), {hold_time(p99)} (p99), {hold_time(most)} at most"
 
 
 def _braked(event: events.Braked) -> str:
