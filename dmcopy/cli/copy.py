@@ -17,6 +17,7 @@ from dmcopy.cli.common import (
 )
 from dmcopy.cli.running import Report, detached, report_for, run_job
 from dmcopy.core.events import Planned
+from dmcopy.core.order import Policy
 from dmcopy.core.rate import Rate
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
@@ -27,6 +28,7 @@ from dmcopy.jobs.spec import (
     DEFAULT_HOLD_LIMIT,
     DEFAULT_SEGMENT,
     DIGESTS,
+    GATES,
     ON_FULL,
     CopySpec,
 )
@@ -96,6 +98,41 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="when the COW device is about to be full and cannot grow: let the snapshot go, and "
         "with it the copy, or hold writers, each write at most the hold limit, while what they "
         "wait for is copied first (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-retire",
+        dest="retire",
+        action="store_false",
+        help="keep what is copied in the snapshot: without this, writes to it are saved no more, "
+        "and pass at full speed (--on-full hold retires all the same, when the COW device is "
+        "nearly full)",
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep the snapshot when everything is copied, until dmcopy cancel JOB; nothing is "
+        "retired then",
+    )
+    parser.add_argument(
+        "--order",
+        choices=list(Policy),
+        default=Policy.SEQUENTIAL,
+        help="what is copied first: the image from its beginning; what is written the most (hot); "
+        "or what fills the COW device the most (cow) (default: %(default)s; while it runs: dmcopy "
+        "order JOB)",
+    )
+    parser.add_argument(
+        "--gate",
+        choices=GATES,
+        default=GATES[0],
+        help="segment: writes to the segment that is being copied wait until it is done, a quarter "
+        "of the hold limit at most, and cost the COW device nothing (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--hold-start",
+        action="store_true",
+        help="fix the begin time, then copy nothing until dmcopy resume JOB, or dmcopy order JOB "
+        "--only ...",
     )
     parser.add_argument(
         "--chunk",
@@ -190,6 +227,11 @@ def _spec(name: str, arguments: argparse.Namespace) -> CopySpec:
         destination=arguments.destination,
         cow=replace(arguments.cow, most=arguments.cow_max),
         on_full=arguments.on_full,
+        retire=arguments.retire,
+        keep=arguments.keep,
+        order=arguments.order,
+        gate=arguments.gate,
+        hold_start=arguments.hold_start,
         chunk=arguments.chunk,
         segment=arguments.segment,
         batch=arguments.batch,
@@ -214,7 +256,9 @@ def _show(planned: Planned, *, as_json: bool) -> None:
         lines.append(f"# COW device: {planned.cow}")
     lines += [
         *planned.steps,
-        f"# copy in segments of {format_size(planned.segment_bytes)}",
+        f"# copy in segments of {format_size(planned.segment_bytes)}, order: {planned.order}, "
+        f"gate: {planned.gate}",
+        f"# retire: {'yes' if planned.retire else 'no'} ({planned.retire_why})",
         "# undo all of the above, last first",
     ]
     print("\n".join(lines))

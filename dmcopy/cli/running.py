@@ -18,6 +18,7 @@ from dmcopy.jobs.prepare import Prepared
 from dmcopy.jobs.runner import CopyJob
 from dmcopy.jobs.spec import Places
 from dmcopy.kernel.command import fork_detached
+from dmcopy.kernel.priority import step_back
 from dmcopy.report.jsonlines import JsonLines
 
 
@@ -46,6 +47,7 @@ def report_for(*, as_json: bool) -> Iterator[Report]:
 
 def run_job(prepared: Prepared, host: Host, journal: Journal, report: Report) -> int:
     """Run a job to its end; give the exit status."""
+    step_back()
     ended = CopyJob(prepared, host, journal, report).run()
     report.close()
     if ended.error is not None:

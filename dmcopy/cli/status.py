@@ -12,7 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dmcopy.cli.common import Commands, Context, consoles
+from dmcopy.jobs.look import look
 from dmcopy.jobs.overview import JobView, overview, view_of
+from dmcopy.jobs.spec import CopySpec
+from dmcopy.report.map_text import map_lines
 from dmcopy.report.text import duration, forecast_text
 from dmcopy.units import format_size
 
@@ -36,7 +39,7 @@ def add(commands: Commands) -> None:
         if name == "status":
             parser.add_argument("job", nargs="?", metavar="JOB", help="show this job, in full")
         parser.add_argument("--json", action="store_true", help="one JSON object a job, on stdout")
-        parser.set_defaults(run=run, everything=name == "list", job=None)
+        parser.set_defaults(run=run, everything=name == "list", job=None, map=False)
     show = commands.add_parser(
         "show",
         help="show one job in full",
@@ -45,6 +48,11 @@ def add(commands: Commands) -> None:
         allow_abbrev=False,
     )
     show.add_argument("job", metavar="JOB")
+    show.add_argument(
+        "--map",
+        action="store_true",
+        help="show where each part of the image is, and which writes wait",
+    )
     show.add_argument("--json", action="store_true", help="one JSON object, on stdout")
     show.set_defaults(run=run, everything=True)
 
@@ -58,6 +66,15 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         views = overview(host)
     else:
         views = [view for view in overview(host) if not view.is_over]
+    if arguments.map:
+        image = look(views[0], host)
+        if arguments.json:
+            print(json.dumps(image.as_json()))
+        else:
+            out, _ = consoles()
+            for line in map_lines(image, width=out.width):
+                out.print(Text(line), soft_wrap=True)
+        return 0
     if arguments.json:
         for view in views:
             print(json.dumps(view.as_json()))
@@ -72,9 +89,12 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     return 0
 
 
-def _state(view: JobView) -> str:
+def state_text(view: JobView) -> str:
+    """Say in words what state a job is in."""
     if view.pid is not None:
         return f"{view.state} (pid {view.pid})"
+    if view.is_kept:
+        return f"{view.state}, kept"
     if view.is_dead:
         return "interrupted" if view.can_resume else "dead"
     return view.state
@@ -108,13 +128,13 @@ def _list(views: list[JobView]) -> Table:
         table.add_column(heading, overflow="fold")
     for view in views:
         spec = view.record.spec if view.record else {}
-        row = (view.job, _state(view), _done(view), spec.get("source"), spec.get("destination"))
+        row = (view.job, state_text(view), _done(view), spec.get("source"), spec.get("destination"))
         table.add_row(*(Text(cell or "-") for cell in row))
     return table
 
 
 def _whole(view: JobView) -> Table:
-    rows: list[tuple[str, str]] = [("job", view.job), ("state", _state(view))]
+    rows: list[tuple[str, str]] = [("job", view.job), ("state", state_text(view))]
     if view.record is not None:
         rows += _recorded(view.record.spec, view.record.created)
         if view.record.begun is not None:
@@ -132,6 +152,8 @@ def _whole(view: JobView) -> Table:
             rows.append(("but not now", view.not_now))
         rows.append(("go on", f"dmcopy resume {view.job}"))
         rows.append(("give it up", f"dmcopy cancel {view.job}"))
+    elif view.is_kept:
+        rows.append(("end it", f"dmcopy cancel {view.job}"))
     elif view.is_dead:
         rows.append(("cannot go on", str(view.no_way_on)))
         rows.append(("mend", f"dmcopy rescue {view.job}"))
@@ -147,8 +169,12 @@ def _forecast(view: JobView) -> list[tuple[str, str]]:
     progress = view.record.progress if view.record is not None else None
     if progress is None or not progress.get("cow_total_bytes"):
         return []
+    assert view.record is not None
     share = progress["cow_used_bytes"] / progress["cow_total_bytes"]
     rows = [("COW device", f"{share:.0%} of {format_size(progress['cow_total_bytes'])}")]
+    retires, why = CopySpec.from_json(view.record.spec).retires()
+    retired = format_size(progress.get("bytes_retired", 0)) if retires else f"nothing: {why}"
+    rows.append(("retired", retired))
     forecast = _forecast_of(view)
     return rows + ([("forecast", forecast)] if forecast else [])
 

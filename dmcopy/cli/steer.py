@@ -105,7 +105,7 @@ def run_cancel(arguments: argparse.Namespace, context: Context) -> int:
         if not wait_free(host.places.locks, view.job, _CANCEL_SECONDS):
             raise DmcopyError(f"job {view.job} (pid {view.pid}) does not end")
         view = view_of(view.job, host)
-    elif not view.is_dead:
+    elif not view.is_dead and not view.is_kept:
         raise Refused(f"job {view.job} has {view.state}", way_out="there is nothing to cancel")
     else:
         result = rescue(view, host, end=State.CANCELLED)
@@ -126,7 +126,7 @@ def run_wait(arguments: argparse.Namespace, context: Context) -> int:
         raise DmcopyError(f"job {view.job} has not ended after {arguments.timeout:g} s")
     view = view_of(view.job, host)
     record = view.record
-    if record is None or not is_final(record.state):
+    if record is None or not (is_final(record.state) or view.is_kept):
         raise Interrupted(
             f"job {view.job} was interrupted; "
             + (f"go on: dmcopy resume {view.job}" if view.can_resume else f"{view.no_way_on}")

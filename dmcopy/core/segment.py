@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from operator import attrgetter
 from threading import Lock
 
@@ -40,6 +41,14 @@ class SegmentList:
         return (self[index] for index in range(len(self)))
 
 
+class Rank(IntEnum):
+    """For whom a part of the image goes first; the smaller, the more urgent."""
+
+    HELD = 0  # for writes that wait
+    ASKED = 1  # for the user
+    HOT = 2  # for the application, as its writes are observed
+
+
 class Remaining:
     """What is still to be copied: all segments but what is *done*, each handed out once.
 
@@ -51,7 +60,7 @@ class Remaining:
         self._size = segments.size
         whole = Extent(Sectors(0), segments.length)
         self._gaps = _without(segments.length, merge(filter(None, map(whole.clip, done))))
-        self._first: deque[Extent] = deque()
+        self._first: dict[Rank, deque[Extent]] = {rank: deque() for rank in Rank}
         self._lock = Lock()
 
     def __bool__(self) -> bool:
@@ -63,19 +72,42 @@ class Remaining:
         with self._lock:
             return Sectors(sum(gap.length for gap in self._gaps))
 
-    def prefer(self, extents: Iterable[Extent]) -> None:
-        """Hand out what is left of *extents* next, whole segments of it, before all else."""
+    @property
+    def left(self) -> list[Extent]:
+        """What was not handed out yet, in the order of the image."""
         with self._lock:
-            self._first = deque(extents)
+            return list(self._gaps)
 
-    def take(self) -> Extent | None:
-        """Hand out the next segment, None when there is none left."""
+    def prefer(self, extents: Iterable[Extent], rank: Rank) -> None:
+        """Hand out what is left of *extents*, whole segments of it, before what is less urgent.
+
+        In place of what was preferred at that rank before.
+        """
         with self._lock:
-            while self._first:
-                found = self._take_of(self._first[0])
-                if found is not None:
-                    return found
-                self._first.popleft()
+            self._first[rank] = deque(extents)
+
+    def preferred(self, rank: Rank) -> list[Extent]:
+        """Give what is left of what is preferred at a rank, in the order in which it comes."""
+        with self._lock:
+            wanted, gaps = list(self._first[rank]), list(self._gaps)
+        return [part for one in wanted for gap in gaps if (part := gap.clip(one)) is not None]
+
+    def take(self, *, rank: Rank | None = None) -> Extent | None:
+        """Hand out the next segment, None when there is none left.
+
+        With *rank* only of what is preferred at that rank, or before it.
+        """
+        with self._lock:
+            for one, first in self._first.items():
+                if rank is not None and one > rank:
+                    return None
+                while first:
+                    found = self._take_of(first[0])
+                    if found is not None:
+                        return found
+                    first.popleft()
+            if rank is not None:
+                return None
             return self._cut(0, self._gaps[0].start) if self._gaps else None
 
     def _take_of(self, wanted: Extent) -> Extent | None:

@@ -124,6 +124,7 @@ class Copier:
         runs: Runs | None = None,
         throttle: Throttle | None = None,
         progress: Callable[[Counts], None] = lambda counts: None,
+        copied: Callable[[Extent, Bytes], None] = lambda at, from_cow: None,
         stop: Stop | None = None,
         clock: Callable[[], float] = time.monotonic,
         cpus: int | None = None,
@@ -131,14 +132,18 @@ class Copier:
         """Read with *reader*, write to *sink* through the buffers of *pool*.
 
         *runs* notes, in a thread of its own, what was read, *throttle* holds the reading
-        back.  *progress* is called about five times a second, by the thread that writes; it
-        may not raise.
+        back.  *progress* is called about five times a second, *copied* for each segment with
+        how much of it came from the COW device; both by the thread that writes, and neither
+        may raise.
         """
         self._reader = reader
         self._sink = sink
         self._runs = runs
         self._throttle = throttle
         self._progress = progress
+        self._copied = copied
+        self._clock = clock
+        self.flush_seconds = 0.0  # that the last batch's flush took
         self._tell = Interval(PROGRESS_SECONDS, clock)
         self._pipeline = Pipeline(pool, stop if stop is not None else Stop(), cpus=cpus)
         # read and from_cow belong to the reading thread, the others to the writing one
@@ -166,7 +171,9 @@ class Copier:
         """
         consumers: list[Work] = [self._write] if self._runs is None else [self._write, self._note]
         self._pipeline.run(segments, self._read, consumers)
+        started = self._clock()
         self._sink.flush()
+        self.flush_seconds = self._clock() - started
         self._reader.finish()
         self._progress(self.counts)
         return self.counts
@@ -186,7 +193,9 @@ class Copier:
             self._zero += at.size
         else:
             self._sink.write(at, buffer.view[: at.size])
-        self._cow += self._from_cow.pop(at.start)
+        from_cow = self._from_cow.pop(at.start)
+        self._cow += from_cow
         self._done += at.size
+        self._copied(at, from_cow)
         if self._tell.due():
             self._progress(self.counts)

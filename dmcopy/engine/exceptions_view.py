@@ -68,11 +68,13 @@ class CowView:
         size: Callable[[], Sectors] | None = None,
         preadv: PreadV = os.preadv,
         sleep: Callable[[float], None] = time.sleep,
+        saw: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
         """Read the store on *fd*, which is open with O_DIRECT and stays the caller's.
 
         *path* is for messages, *chunk* the chunk size of the snapshot, *source* the length
         of the source, *block* the logical block of the COW device, *size* asks for its length.
+        *saw* is told the chunks of the source that were saved since the last time.
         """
         self._fd = fd
         self._path = path
@@ -81,6 +83,7 @@ class CowView:
         self._size = size
         self._preadv = preadv
         self._sleep = sleep
+        self._saw = saw
         self._cursor = Cursor(chunk)
         self._map = SnapshotMap(chunk, source)
         self._memory: Final = mmap.mmap(-1, to_bytes(chunk))  # shared and page aligned
@@ -91,6 +94,10 @@ class CowView:
     def count(self) -> int:
         """How many exceptions there are."""
         return len(self._map)
+
+    def saved(self) -> list[Extent]:
+        """Give what of the source was saved, as far as it was read."""
+        return self._map.extents()
 
     def refresh(self) -> None:
         """Read on from where the last one ended.
@@ -109,6 +116,8 @@ class CowView:
             news = self._cursor.feed(self._area[:length])
             if news:
                 self._map.update(news, cow=self._size() if self._size is not None else None)
+                if self._saw is not None:
+                    self._saw(news.old)
             if not self._cursor.more:
                 return
             if self._cursor.in_doubt:

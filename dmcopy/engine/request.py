@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from dmcopy.core.extent import Extent
+from dmcopy.core.order import Policy
 from dmcopy.core.segment import SegmentList
 from dmcopy.engine.runs import Run
 from dmcopy.units import Bytes, Sectors
@@ -92,6 +93,36 @@ class CowRequest:
         )
 
 
+def counts_of(pairs: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Read ``[area, writes]`` pairs."""
+    return tuple((area, count) for area, count in pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderRequest:
+    """What is copied first: *first* is the user's wish, the *policy* comes after it.
+
+    With *only*, nothing else is copied before the job is told to go on.
+    """
+
+    policy: Policy = Policy.SEQUENTIAL
+    area: Sectors  # what writes are counted by
+    first: tuple[Extent, ...] = ()
+    only: bool = False
+    written: tuple[tuple[int, int], ...] = ()  # areas, and how often they were written so far
+
+    @classmethod
+    def parse(cls, message: Message) -> OrderRequest:
+        """Take it apart; raises KeyError for a missing word."""
+        return cls(
+            policy=Policy(message["policy"]),
+            area=Sectors(message["area_sectors"]),
+            first=extents_of(message.get("first", ())),
+            only=bool(message.get("only")),
+            written=counts_of(message.get("written", ())),
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class CopyRequest:
     """What ``copy`` says; without *cow* the source is idle: *devno* had *writes* at begin."""
@@ -105,6 +136,10 @@ class CopyRequest:
     batch: Sectors  # after this much, at the latest, what was copied is made durable
     rate: Bytes | None = None  # bytes a second; None: as fast as it goes
     cap: str | None = None  # path of the file with the cap over all jobs of the host
+    order: OrderRequest
+    short_batches: bool = False  # as short as is worth it, for what is copied is retired
+    gate: bool = False  # ask control to hold the writes to each segment before it is read
+    paused: bool = False  # copy nothing before control says ``go``
 
     @classmethod
     def parse(cls, message: Message, length: Sectors) -> CopyRequest:
@@ -122,6 +157,10 @@ class CopyRequest:
             batch=Sectors(message["batch_sectors"]),
             rate=Bytes(rate) if rate else None,
             cap=message.get("cap_path"),
+            order=OrderRequest.parse(message["order"]),
+            short_batches=bool(message.get("short_batches")),
+            gate=bool(message.get("gate")),
+            paused=bool(message.get("paused")),
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dmcopy.core import events
+from dmcopy.core.durations import Durations
 from dmcopy.core.forecast import Band, Forecast, Outlook
 from dmcopy.jobs.link import Message
 from dmcopy.jobs.prepare import Prepared
@@ -37,6 +38,10 @@ class Account:
         self.copy_seconds: float | None = None
         self.digest: str | None = None
         self.verified = False
+        self.retired = Bytes(0)
+        self.retires = Durations()
+        self.gates = Durations()
+        self.gate_writes = 0
 
     @property
     def total(self) -> Bytes:
@@ -96,6 +101,7 @@ class Account:
             copy_done=_finite(outlook.done) if outlook else None,
             cow_needed=_finite(outlook.needed) if outlook else None,
             first=outlook.first if outlook else None,
+            bytes_retired=self.retired,
         )
 
     def _look_ahead(self, done: Bytes) -> None:
@@ -114,6 +120,7 @@ class Account:
         error: str | None,
         kind: str | None,
         left: tuple[str, ...],
+        kept: bool = False,
     ) -> events.Ended:
         """Give the last event."""
         return events.Ended(
@@ -138,6 +145,13 @@ class Account:
             kind=kind,
             copy_seconds=self.copy_seconds,
             left=left,
+            bytes_retired=self.retired,
+            retires=self.retires.count,
+            retire_hold_seconds=self.retires.summary(),
+            gated=self.gates.count,
+            gate_hold_seconds=self.gates.summary(),
+            gate_writes_held=self.gate_writes,
+            kept=kept,
         )
 
 

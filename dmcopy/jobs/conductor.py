@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
-from dmcopy.core import events, geometry
+from dmcopy.core import events
 from dmcopy.core.extent import Extent
-from dmcopy.core.forecast import Forecast
+from dmcopy.core.order import Policy
 from dmcopy.core.rate import Rate
-from dmcopy.engine.request import rows_of, runs_of
+from dmcopy.engine.request import extents_of, rows_of, runs_of
 from dmcopy.engine.runs import Run
-from dmcopy.errors import Cancelled, DmcopyError, Interrupted, UsageError
+from dmcopy.errors import Cancelled, UsageError
 from dmcopy.jobs.account import Account
+from dmcopy.jobs.chronicle import Standing
 from dmcopy.jobs.control import Asked, Desk
-from dmcopy.jobs.cow_watch import LOOK_SECONDS, CowWatch, Steer
+from dmcopy.jobs.cow_watch import LOOK_SECONDS
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.link import Message, WorkerLink
@@ -28,15 +30,14 @@ from dmcopy.jobs.pacing import Pacing
 from dmcopy.jobs.prepare import Prepared
 from dmcopy.jobs.state import State
 from dmcopy.jobs.teller import Teller
-from dmcopy.kernel.lvm import Lvm
-from dmcopy.stack.brake import Brake
-from dmcopy.stack.gate import LiveTables
-from dmcopy.stack.grow import grower
-from dmcopy.stack.names import Role, device_name
-from dmcopy.stack.plan import signals_deferred
-from dmcopy.units import Bytes, Sectors, to_bytes, to_sectors
+from dmcopy.jobs.upkeep import Upkeep, wants_counts
+from dmcopy.units import Bytes, Sectors, to_sectors
 
 _NOTE_SECONDS: Final = 1.0  # how often the progress goes to the journal
+_COUNT_SECONDS: Final = 0.5  # how often the worker is told where the application writes
+_KNOWN_SECONDS: Final = 1.0  # that writes are counted before the begin time
+_AFTER_SECONDS: Final = 1.0  # how long what comes after the copy is looked at, at most ...
+_AFTER_SHARE: Final = 0.02  # ... and for a short one
 
 
 class Conductor:
@@ -68,11 +69,10 @@ class Conductor:
         self._is_paused = False
         self._pausing: list[Asked] = []  # who is told when the copy is paused
         self._pacing: Pacing | None = None
-        self._watch: CowWatch | None = None
-        self._worker: WorkerLink | None = None  # while it takes what it is told
-        self._later: deque[Message] = deque()  # what it said while something else was waited for
-        self._failure: DmcopyError | None = None  # of the worker, met while it was told something
-        self._retired: list[Extent] = []
+        self._upkeep = Upkeep(prepared, host, journal, teller, account, clock=clock)
+        self._ordering: deque[Asked] = deque()  # who waits to be told the order
+        self._looking: deque[Asked] = deque()  # who waits to be told what is on its way
+        self._phase = "copy"
         self.spec = prepared.spec  # as it is now
 
     @property
@@ -82,63 +82,93 @@ class Conductor:
 
     def copy(self, worker: WorkerLink, desk: Desk, reading: dict[str, Any]) -> None:  # Any: JSON
         """Have the worker copy what is left; all is durable, and on record, when it returns."""
+        spec, retires = self.spec, self._prepared.retires[0]
         worker.send(
             "copy",
             **reading,
             done=[(run.extent.start, run.extent.length) for run in self.runs],
-            batch_sectors=to_sectors(self.spec.batch),
+            batch_sectors=to_sectors(spec.batch),
             cap_path=str(self._host.places.cap),
-            rate_bytes=self.spec.rate.limit,
+            rate_bytes=spec.rate.limit,
+            order={
+                "policy": spec.order,
+                "area_sectors": self._upkeep.area,
+                "first": list(spec.first),
+                "written": self._upkeep.written(),
+            },
+            short_batches=retires,
+            gate=spec.gate == "segment",
+            paused=spec.hold_start and self._prepared.earlier is None,
         )
-        self._worker = worker
         self._is_copying = True
-        self._watch = self._watched()
-        if self.spec.rate.auto:
+        self._upkeep.start(worker)
+        if spec.rate.auto:
             self._pacing = self._paced()
         self.follow(worker, "copied", desk)
         self._is_copying = False
         self._pacing = None
         while self._pausing:
-            self._pausing.pop().refuse(f"job {self._name} has copied everything")
+            self._pausing.pop().refuse(self._too_late)
+        for asked in (*self._ordering, *self._looking):
+            asked.refuse(self._too_late)
+        self._look(last=True)
+        self._phase = "after"
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count where the application writes, from before the begin time, if that is of use."""
+        if wants_counts(self.spec.order):
+            self._upkeep.count()
+        try:
+            yield
+        finally:
+            self._upkeep.count_no_more()
+
+    def get_to_know_the_writes(self) -> None:
+        """Wait until the writes were counted for a second, where the order goes by them.
+
+        What is hot is copied first only if it is known by then; and a copy takes longer.
+        """
+        while (left := _KNOWN_SECONDS - self._upkeep.counted_for) > 0:
+            time.sleep(min(left, LOOK_SECONDS))
 
     def verify(self, worker: WorkerLink, desk: Desk) -> Message:
         """Have the worker read everything back; gives its last word."""
+        self._phase = "verify"
         worker.send("verify", rows=rows_of(self.runs))
-        return self.follow(worker, "verified", desk)
+        said = self.follow(worker, "verified", desk)
+        self._look(last=True)
+        self._phase = "after"
+        return said
+
+    def settle(self) -> None:
+        """Look a little longer, so that the history shows what comes after; keep it."""
+        took = self._account.copy_seconds or 0.0
+        end = self._clock() + min(_AFTER_SECONDS, took * _AFTER_SHARE)
+        while (left := end - self._clock()) > 0:
+            time.sleep(min(left, LOOK_SECONDS))
+            self._look()
+        self._look(last=True)
 
     def release(self, *, worker_gone: bool = False) -> None:
-        """Let go of what the brake holds: nothing is held for a job that does not copy.
-
-        Never fails: taking the job apart, or going on with it, finds what is left of a brake.
-        """
-        if worker_gone:
-            self._worker = None
-        if self._watch is not None:
-            watch, self._watch = self._watch, None
-            try:
-                with signals_deferred():
-                    watch.end()
-            except Interrupted:
-                raise
-            except DmcopyError as exc:
-                self._teller.warn(f"the brake's devices could not be removed: {exc}")
+        """Let go of what is held; never fails (`Upkeep.release`)."""
+        self._upkeep.release(worker_gone=worker_gone)
 
     def follow(self, worker: WorkerLink, until: str, desk: Desk | None) -> Message:
         """Take the worker's messages until the one that is waited for; serve who asks."""
         also = () if desk is None else (desk.fileno(),)
         while True:
-            if self._failure is not None:
-                raise self._failure
-            message = self._later.popleft() if self._later else None
+            if self._upkeep.failure is not None:
+                raise self._upkeep.failure
+            message = self._upkeep.later.popleft() if self._upkeep.later else None
             message = message or worker.receive(LOOK_SECONDS, *also)
             if desk is not None:
                 for asked in desk.asked():
                     self._serve(asked, worker)
             if self._pacing is not None and not self._is_paused:
                 self._pacing.tick(self._account.done)
-            if self._watch is not None:
-                self._watch.tick(self._account.done)
-                self._account.watched(self._watch.cow, self._watch.outlook)
+            self._upkeep.tick()
+            self._look()
             if message is None:
                 continue
             match message["is"]:
@@ -148,8 +178,17 @@ class Conductor:
                     self._progress(message)
                     self._commit(message)
                     worker.send("journaled")
-                    if self._watch is not None:
-                        self._watch.durable()
+                    self._upkeep.durable(everything=self._is_all_done)
+                case "gate":
+                    start, length = Sectors(message["start"]), Sectors(message["length"])
+                    self._upkeep.gate(Extent(start, length))
+                    worker.send("gated")
+                case "order" if self._ordering:
+                    self._ordering.popleft().answer(
+                        next=message["next"], left_sectors=message["left_sectors"]
+                    )
+                case "look" if self._looking:
+                    self._looking.popleft().answer(batch=message["batch"], **self._upkeep.held())
                 case "paused":
                     self._pause()
                 case "warning":
@@ -172,6 +211,24 @@ class Conductor:
         self._runs |= {run.extent.start: run for run in runs}
         rows = [(run.extent, run.digest) for run in runs]
         self._teller.record.commit(rows, self._account.counts())
+        self._teller.chronicle.copied(message["cells"])
+
+    @property
+    def _is_all_done(self) -> bool:
+        return sum(run.extent.length for run in self.runs) == self._prepared.source.length
+
+    def _look(self, *, last: bool = False) -> None:
+        """Take a look for the history."""
+        self._teller.chronicle.tick(
+            Standing(
+                self._phase,
+                self._account.done,
+                self._account.retired,
+                self._account.cow,
+                self._upkeep.outlook,
+            ),
+            last=last,
+        )
 
     def _serve(self, asked: Asked, worker: WorkerLink) -> None:
         match asked.verb:
@@ -186,11 +243,24 @@ class Conductor:
                 self._go_on(asked, worker)
             case "set":
                 self._set_rate(asked)
+            case "order" if self._is_copying:
+                self._reorder(asked, worker)
+            case "order":
+                asked.refuse(self._too_late)
+            case "look" if self._is_copying:
+                self._looking.append(asked)
+                worker.send("look")
+            case "look":
+                asked.refuse(self._too_late)
             case "cancel":
                 asked.answer()
                 raise Cancelled("cancelled")
             case _:
                 asked.refuse(f"a running job does not know '{asked.verb}'")
+
+    @property
+    def _too_late(self) -> str:
+        return f"job {self._name} has copied everything"
 
     def _set_rate(self, asked: Asked) -> None:
         try:
@@ -200,13 +270,37 @@ class Conductor:
             return
         self.spec = self.spec.at_rate(rate)
         self._teller.record.spec(self._prepared.recorded(self.spec))
-        self._tell("rate", rate_bytes=rate.limit)
+        self._upkeep.tell("rate", rate_bytes=rate.limit)
         self._pacing = self._paced() if rate.auto and self._is_copying else None
         asked.answer()
 
+    def _reorder(self, asked: Asked, worker: WorkerLink) -> None:
+        """Pass another order on; who asked is told the order when the worker has it."""
+        words = asked.request
+        changes: dict[str, Any] = {}  # Any: JSON
+        if "first" in words:
+            changes = {"first": words["first"], "only": bool(words.get("only"))}
+        if "policy" in words:
+            changes["policy"] = words["policy"]
+        try:
+            first = extents_of(words["first"]) if "first" in words else None
+            policy = Policy(words["policy"]) if "policy" in words else None
+        except (TypeError, ValueError):
+            asked.refuse("that is no order")
+            return
+        if policy is not None and wants_counts(policy):
+            self._upkeep.count()
+        if changes:
+            self.spec = self.spec.ordered(first=first, policy=policy)
+            self._teller.record.spec(self._prepared.recorded(self.spec))
+        self._ordering.append(asked)
+        worker.send("order", **changes)
+        if changes.get("only") and self._is_paused:
+            self._go(worker)
+
     def _paced(self) -> Pacing:
         def set_rate(rate: Bytes) -> None:
-            self._tell("rate", rate_bytes=rate)
+            self._upkeep.tell("rate", rate_bytes=rate)
 
         return Pacing(self._host.sysfs, self._prepared.source.devno, set_rate, clock=self._clock)
 
@@ -221,6 +315,10 @@ class Conductor:
         if not self._is_paused:
             asked.refuse(f"job {self._name} is running")
             return
+        self._go(worker)
+        asked.answer()
+
+    def _go(self, worker: WorkerLink) -> None:
         self._is_paused = False
         self._teller.record.move(State.COPYING)
         worker.send("go")
@@ -232,85 +330,3 @@ class Conductor:
                 bytes_done=self._account.done,
             )
         )
-        asked.answer()
-
-    # the COW device
-
-    def _watched(self) -> CowWatch | None:
-        """Make what watches the COW device, where there is one."""
-        prepared, spec, dm = self._prepared, self.spec, self._host.dm
-        name = prepared.source.dm_name
-        if prepared.cow is None or dm is None or name is None:
-            return None
-        chunk = to_sectors(spec.chunk)
-
-        def brake() -> Brake:
-            return Brake(
-                dm,
-                job=spec.name,
-                origin=name,
-                segment=prepared.segment,
-                hold_limit=spec.hold_limit,
-                announce=self._announce,
-            )
-
-        return CowWatch(
-            dm,
-            spec.name,
-            device_name(spec.name, Role.SNAP),
-            Forecast(most=to_bytes(geometry.never_overflow(prepared.source.length, chunk))),
-            Steer(
-                retire=self._retire,
-                first=lambda extents: self._tell("first", extents=list(extents)),
-                batches=lambda most, seconds: self._tell(
-                    "batch", batch_sectors=to_sectors(most), seconds=seconds
-                ),
-                tell=self._teller.happened,
-                warn=self._teller.warn,
-                hold=self._teller.hold,
-            ),
-            size=self._account.total,
-            grower=grower(
-                prepared.cow,
-                job=spec.name,
-                dm=dm,
-                sysfs=self._host.sysfs,
-                lvm=Lvm(self._host.run),
-                chunk=chunk,
-                hold_limit=spec.hold_limit,
-            ),
-            brake=brake if spec.on_full == "hold" else None,
-            hold_limit=spec.hold_limit,
-            clock=self._clock,
-        )
-
-    def _tell(self, do: str, **fields: object) -> None:
-        if self._worker is not None:
-            self._worker.send(do, **fields)
-
-    def _announce(self, live: LiveTables) -> None:
-        """Have the worker go by other tables; returns when it does."""
-        if self._worker is None:
-            return
-        self._worker.send(
-            "tables",
-            origin=[table.decode() for table in sorted(live.origin)],
-            layers={
-                uuid: [table.decode() for table in sorted(tables)]
-                for uuid, tables in live.layers.items()
-            },
-        )
-        try:
-            while (message := self._worker.receive()) is None or message["is"] != "tables":
-                if message is not None:
-                    self._later.append(message)
-        except DmcopyError as exc:
-            # It reads no more, so it need not know; the brake goes on, or is taken out, first.
-            self._worker, self._failure = None, exc
-
-    def _retire(self) -> list[Extent]:
-        """Put on record that what is durable is retired; give all that is."""
-        if not self._teller.record.is_behind:  # else the journal does not know what is durable
-            self._journal.retire(self._name)
-            self._retired = [row.extent for row in self._journal.done(self._name)]
-        return self._retired

@@ -8,6 +8,7 @@ COW device grows, while there is room; then, with ``--on-full hold``, writers ar
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -32,6 +33,7 @@ _GENTLE_MS: Final = 50
 _BATCH: Final = Bytes(16 * MIB)  # while the brake is on: what is copied is retired soon
 _BATCH_SECONDS: Final = 0.5
 _WARN_SECONDS: Final = 600.0
+_OF_LATE_SECONDS: Final = 0.5
 
 
 class Grower(Protocol):
@@ -75,8 +77,14 @@ class Brake(Protocol):
     def is_on(self) -> bool:
         """Tell whether writes are held."""
 
-    def on(self, milliseconds: int, retired: Sequence[Extent] = ()) -> None:
-        """Hold writes, or change for how long."""
+    def on(
+        self,
+        milliseconds: int,
+        retired: Sequence[Extent] = (),
+        *,
+        only: Sequence[Extent] | None = None,
+    ) -> None:
+        """Hold writes, or change for how long, and to what."""
 
     def advance(self, retired: Sequence[Extent], *, room: Sectors = ...) -> bool:
         """Let writes to *retired* pass without being saved."""
@@ -135,6 +143,7 @@ class CowWatch:
         self._holds = 0  # of the brake, that were told
         self._warned = False
         self._first: tuple[Extent, ...] = ()
+        self._of_late: deque[tuple[float, Bytes]] = deque()  # when, and how much was used
         self.cow: tuple[Bytes, Bytes] | None = None  # used and in all, when last looked at
         self.outlook: Outlook | None = None
 
@@ -149,6 +158,9 @@ class CowWatch:
             return  # the worker notices, and says why
         used, total = to_bytes(status.used), to_bytes(status.total)
         self.cow = used, total
+        self._of_late.append((now, used))
+        while now - self._of_late[0][0] > _OF_LATE_SECONDS:
+            self._of_late.popleft()
         self._forecast.add(now, used=used, done=done)
         outlook = self._look_ahead(now, used, total)
         if outlook.full is None and outlook.first is not First.UNKNOWN:
@@ -160,9 +172,12 @@ class CowWatch:
 
     def _look_ahead(self, now: float, used: Bytes, total: Bytes) -> Outlook:
         """Give the outlook: once a second is enough while there is room, for it takes time."""
-        if self.outlook is None or 2 * used > total or now - self._foreseen >= _OUTLOOK_SECONDS:
+        urgent = total - used < self._rate_of_late() * self._hold_limit
+        soon = self.outlook is None or urgent or 2 * used > total
+        if soon or now - self._foreseen >= _OUTLOOK_SECONDS:
             self.outlook = self._forecast.outlook(total=total, size=self._size)
             self._foreseen = now
+        assert self.outlook is not None
         return self.outlook
 
     def _status(self) -> SnapshotStatus | None:
@@ -179,7 +194,7 @@ class CowWatch:
         grower = self._grower
         soon = outlook.fill_rate * _AHEAD_SECONDS
         share = _GROW_SHARE if outlook.first is not First.UNKNOWN else _GROW_SHARE_AT_FIRST
-        if total - used > max(total / share, soon):
+        if total - used > max(total / share, soon, self._rate_of_late() * self._hold_limit):
             return True
         if outlook.first is First.DONE and total - used > total / (2 * _GROW_SHARE):
             return True
@@ -223,13 +238,20 @@ class CowWatch:
         level = 0
         if free < total / _GENTLE_SHARE and outlook.first is not First.DONE:
             level = min(_GENTLE_MS, self._hardest)
-        if free < max(total / _HARD_SHARE, outlook.fill_rate * self._hold_limit):
+        # the forecast's rate follows slowly; what counts here are the next two seconds
+        rate = max(outlook.fill_rate, self._rate_of_late())
+        if free < max(total / _HARD_SHARE, rate * self._hold_limit):
             level = self._hardest
         if self._brake is not None and level <= self._brake.milliseconds:
             self._look_who_waits()
             return
         if level:
             self._put_on(level, used, total)
+
+    def _rate_of_late(self) -> float:
+        """Give how fast the COW device has filled in the last half second, in bytes a second."""
+        (first, at_first), (last, at_last) = self._of_late[0], self._of_late[-1]
+        return (at_last - at_first) / (last - first) if last > first else 0.0
 
     @property
     def _hardest(self) -> int:
@@ -265,6 +287,11 @@ class CowWatch:
         if held != self._first:
             self._first = held
             self._steer.first(held)
+
+    @property
+    def is_braked(self) -> bool:
+        """Tell whether writes to all that is not copied wait."""
+        return self._brake is not None and self._brake.is_on
 
     def durable(self) -> None:
         """Something more is durable at the destination, and on record."""

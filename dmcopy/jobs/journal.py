@@ -303,6 +303,18 @@ class Journal:
         """Record what happened to the job; the last 1000 events are kept."""
         self._append(name, "event", event, keep=_KEPT)
 
+    def keep_history(self, name: str, history: Mapping[str, Any]) -> None:  # Any: JSON
+        """Keep how the copy went so far (`core.history`), in place of what was kept before."""
+        with self._changing(name) as change:
+            row = (name, "history", 0, time.time(), json.dumps(history))
+            tally = self._ledger.put("entry", change.job.part("history"), *row)
+            change.job = change.job.with_part("history", tally)
+
+    def history(self, name: str) -> Mapping[str, Any] | None:  # Any: JSON
+        """Give what `keep_history` kept last, None where nothing was."""
+        entries = self._entries(name, "history")
+        return entries[-1][1] if entries else None
+
     def forget_leftovers(self, name: str) -> None:
         """Record that there are none any more: the same path may be somebody else's later."""
         with self._ledger.write():

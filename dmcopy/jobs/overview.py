@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +15,10 @@ from dmcopy.errors import DmcopyError, JournalDamaged, LeftBehind, PointInTimeLo
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal, Record
 from dmcopy.jobs.lock import JobLock, holder
-from dmcopy.jobs.resume import look_ahead
+from dmcopy.jobs.resume import look_ahead, was_kept
 from dmcopy.jobs.state import State, is_final
 from dmcopy.kernel.lvm import Lvm
+from dmcopy.stack.counters import forget_counters
 from dmcopy.stack.recover import (
     Remains,
     find_remains,
@@ -55,9 +57,17 @@ class JobView:
         return self.is_dead and self.no_way_on is None
 
     @property
+    def is_kept(self) -> bool:
+        """Tell whether the copy is whole, and its snapshot stays (``--keep``)."""
+        record = self.record
+        if record is None or is_final(record.state) or not was_kept(record):
+            return False
+        return bool(self.remains) and self.pid is None
+
+    @property
     def is_dead(self) -> bool:
         """Tell whether it stopped in the middle, or left something: rescue will help."""
-        if self.pid is not None:
+        if self.pid is not None or self.is_kept:
             return False
         unfinished = self.record is not None and not is_final(self.record.state)
         return bool(self.remains or self.files) or unfinished
@@ -75,6 +85,7 @@ class JobView:
             "state": self.state,
             "pid": self.pid,
             "dead": self.is_dead,
+            "kept": self.is_kept,
             "can_resume": self.can_resume,
             "no_way_on": self.no_way_on if self.is_dead else None,
             "not_now": self.not_now if self.is_dead else None,
@@ -202,6 +213,7 @@ def rescue(view: JobView, host: Host, *, end: State = State.FAILED) -> Rescued:
         remains = find_remains(host.dm, host.sysfs).get(view.job) if host.dm is not None else None
         if remains is not None and host.dm is not None:
             done, left, _ = take_apart(host.dm, remains)
+        _forget_counters(view, host)
         if _may_have_lv(view, remains):
             removed, kept = remove_lvs(Lvm(host.run), view.job)
             done, left = (*done, *removed), (*left, *kept)
@@ -214,7 +226,7 @@ def rescue(view: JobView, host: Host, *, end: State = State.FAILED) -> Rescued:
                 if not left and not kept:
                     journal.forget_leftovers(view.job)
                     if not is_final(view.record.state):
-                        journal.move(view.job, end)
+                        journal.move(view.job, State.ENDED if was_kept(view.record) else end)
         return Rescued(job=view.job, done=(*done, *removed), left=(*left, *kept))
 
 
@@ -230,6 +242,17 @@ def give_up(job: str, host: Host, journal: Journal, why: PointInTimeLost) -> Dmc
     return PointInTimeLost(
         f"point in time lost: {why}; everything is put back; begin anew: {again}"
     )
+
+
+def _forget_counters(view: JobView, host: Host) -> None:
+    """Take away the counters of a job that died before there was anything else of it."""
+    if host.dm is None or view.record is None:
+        return
+    with suppress(OSError):
+        number = os.stat(view.record.spec["source"]).st_rdev
+        name = host.sysfs.dm_name(f"{os.major(number)}:{os.minor(number)}")
+        if name:
+            forget_counters(host.dm, name, view.job)
 
 
 def _may_have_lv(view: JobView, remains: Remains | None) -> bool:

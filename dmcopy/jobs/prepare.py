@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dmcopy.core import events, geometry
+from dmcopy.core.history import History
+from dmcopy.core.order import Policy
 from dmcopy.destinations import parse as parse_destination
 from dmcopy.destinations.base import Can, Destination, Surroundings
 from dmcopy.destinations.block import BlockDestination
@@ -38,6 +40,7 @@ class Earlier:
     copied: bool  # everything is durable at the destination, and the stack is as before
     state: State  # of the journal, and what is durable, both when it was looked at
     done: tuple[Done, ...]
+    history: History | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,13 @@ class Prepared:
     cow: CowPlan | None
     standing: Standing
     earlier: Earlier | None = None  # what was done before, where the job goes on
+
+    @property
+    def retires(self) -> tuple[bool, str]:
+        """Tell whether what is copied leaves the snapshot, and why, or why not."""
+        if self.cow is None:
+            return False, "there is no snapshot, for nobody writes to an idle source"
+        return self.spec.retires()
 
     def recorded(self, spec: CopySpec) -> dict[str, Any]:  # Any: JSON
         """Give what the journal keeps of *spec*, which may have changed meanwhile."""
@@ -79,6 +89,7 @@ class Prepared:
 
     def planned(self) -> events.Planned:
         """Give the event that tells what is going to happen."""
+        retire, why = self.retires
         return events.Planned(
             job=self.spec.name,
             source=self.source.path,
@@ -91,6 +102,10 @@ class Prepared:
             cow=self.cow.how if self.cow else None,
             cow_bytes=to_bytes(self.cow.length) if self.cow else None,
             steps=self.standing.lines(),
+            retire=retire,
+            retire_why=why,
+            order=self.spec.order if self.cow else Policy.SEQUENTIAL,
+            gate=self.spec.gate,
         )
 
 
@@ -105,6 +120,7 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
         raise UsageError("--verify compares digests, so it cannot go with --digest none")
     if spec.verify and Can.REREAD not in destination.can:
         raise UsageError(f"{destination} cannot be read back, so it cannot be verified")
+    _check_words(spec)
     wants_cow = not spec.cow.is_auto
     source = discover(spec.source, host.dm, host.sysfs, want_splice=wants_cow)
     chunk = geometry.check_chunk(spec.chunk, source.logical_block)
@@ -140,6 +156,9 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
     else:
         claim = Claim(source.node, host.sysfs)
         standing = ClaimedNow(claim, Plan(job=spec.name, prepare=[claim]), source)
+    if cow is None and (spec.gate != "none" or spec.keep):
+        word = "--keep" if spec.keep else f"--gate {spec.gate}"
+        raise UsageError(f"{word} needs a snapshot, and {spec.source} has none: {source.why}")
     around = surroundings(spec, source, cow, host)
     destination.check(source.length, around)
     _check_cow_devices(cow, around)
@@ -152,6 +171,17 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
         cow=cow,
         standing=standing,
     )
+
+
+def _check_words(spec: CopySpec) -> None:
+    """Raise `UsageError` for options that do not go together."""
+    if spec.gate != "none" and not spec.retires()[0]:
+        raise UsageError(
+            f"--gate {spec.gate} lets writes go into what is retired, so it cannot go with "
+            f"{'--keep' if spec.keep else '--no-retire'}"
+        )
+    if spec.keep and spec.on_full == "hold":
+        raise UsageError("--on-full hold retires what is copied, so it cannot go with --keep")
 
 
 def _refuse_remains(job: str, host: Host) -> None:

@@ -49,14 +49,11 @@ class Recorder:
 
     def progress(self, event: Mapping[str, Any]) -> None:  # Any: JSON
         """Keep the last progress, unless the journal fails: there will be another."""
-        if not self._waiting:
-            try:
-                with signals_deferred():
-                    self._journal.note(self._job, "progress", event)
-            except Interrupted:
-                raise
-            except DmcopyError as exc:
-                self._failed(exc)
+        self._now_or_never(lambda: self._journal.note(self._job, "progress", event))
+
+    def history(self, history: Mapping[str, Any]) -> None:  # Any: JSON
+        """Keep how the copy went so far, unless the journal fails: there will be another."""
+        self._now_or_never(lambda: self._journal.keep_history(self._job, history))
 
     def commit(self, rows: Sequence[tuple[Extent, str | None]], counts: Mapping[str, int]) -> None:
         """Record what is durable at the destination."""
@@ -77,6 +74,16 @@ class Recorder:
     def forget_leftovers(self) -> None:
         """Record that nothing is left."""
         self._do(lambda: self._journal.forget_leftovers(self._job))
+
+    def _now_or_never(self, entry: Callable[[], None]) -> None:
+        if not self._waiting:
+            try:
+                with signals_deferred():
+                    entry()
+            except Interrupted:
+                raise
+            except DmcopyError as exc:
+                self._failed(exc)
 
     def _do(self, entry: Callable[[], None]) -> None:
         self._waiting.append(entry)

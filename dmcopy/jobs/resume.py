@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from dmcopy.core import events
 from dmcopy.core.extent import Extent
+from dmcopy.core.history import History
 from dmcopy.destinations import parse as parse_destination
 from dmcopy.destinations.base import Destination, Surroundings
 from dmcopy.errors import DmcopyError, LeftBehind, PointInTimeLost, Refused, UsageError
@@ -246,12 +247,19 @@ def _take_apart(host: Host, job: str, files: Sequence[str]) -> float | None:
     return held
 
 
+def was_kept(record: Record) -> bool:
+    """Tell whether the copy is complete, and its snapshot was to stay (``--keep``)."""
+    return record.ended is not None and bool(record.ended.get("kept"))
+
+
 def why_not_resumable(record: Record) -> str | None:
     """Say why the journal alone rules out going on with a job; None when it does not."""
     if is_final(record.state):
         return f"it is {record.state}"
     if record.begun is None or record.facts is None:
         return "it was interrupted before its begin time was fixed"
+    if was_kept(record):
+        return "the copy is complete, and only its snapshot was kept"
     return record.lost
 
 
@@ -354,6 +362,7 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
             copied=copied,
             state=record.state,
             done=tuple(done),
+            history=History.from_json(journal.history(name)),
         ),
     )
 

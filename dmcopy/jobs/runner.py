@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any
 
@@ -36,6 +36,7 @@ from dmcopy.jobs.lock import JobLock
 from dmcopy.jobs.prepare import Prepared, spare_devices
 from dmcopy.jobs.state import State
 from dmcopy.jobs.teller import Teller
+from dmcopy.kernel.diskstat import IoTimes
 from dmcopy.stack.cow import CowFileOnHost
 from dmcopy.stack.hold import Instant
 from dmcopy.stack.plan import signals_deferred
@@ -70,11 +71,16 @@ class CopyJob:
         self._complete = False
         self._facts: dict[str, Any] = {}  # Any: JSON
         self._account = Account(prepared, clock=clock)
-        self._teller = Teller(prepared, journal, self._account, observer)
+        self._teller = Teller(prepared, journal, self._account, observer, self._writes)
         self._record = self._teller.record
         self._conductor = Conductor(
             prepared, host, journal, self._teller, self._account, clock=clock
         )
+
+    def _writes(self) -> IoTimes | None:
+        with suppress(OSError):
+            return self._host.sysfs.io_times(self._prepared.source.devno)
+        return None
 
     def run(self) -> events.Ended:
         """Copy; gives the last event, which the observer has seen too.
@@ -127,17 +133,22 @@ class CopyJob:
     def _copy(self, desk: Desk) -> None:
         standing = self._prepared.standing
         with ExitStack() as stack:
+            stack.enter_context(self._conductor.counting())
             stack.push(self._unwind)  # runs after the worker is gone
             worker = stack.enter_context(WorkerLink())
             self._open(worker)
             if not self._copied:
+                self._conductor.get_to_know_the_writes()
                 instant = standing.begin(lambda what: self._journal.intend(self._spec.name, what))
                 self._has_begun(instant)
                 self._at_work = True
                 self._record.move(State.COPYING)
                 self._conductor.copy(worker, desk, standing.reading())
                 # The image is durable at the destination: the application need not wait for more.
-                self._take_apart()
+                if self._spec.keep:
+                    self._conductor.release()
+                else:
+                    self._take_apart()
                 self._has_copied()
             else:
                 self._take_apart()  # what was still there when it was interrupted
@@ -148,6 +159,7 @@ class CopyJob:
                 worker.send("complete")
                 self._conductor.follow(worker, "complete", None)
                 self._complete = True
+            self._conductor.settle()
 
     def _has_copied(self) -> None:
         if self._journal.state(self._spec.name) != State.VERIFIED:
@@ -199,6 +211,7 @@ class CopyJob:
             )
             return
         account.begin_time = instant.text
+        self._teller.chronicle.begun(instant.begin_ns / 1e9)
         if standing.snapshot is not None:
             self._teller.hold("begin", instant.held)
         begun = events.Begun(
@@ -260,6 +273,8 @@ class CopyJob:
         self._conductor.release(worker_gone=True)
         if self._can_go_on(error) and not self._complete:
             return
+        if self._is_kept:
+            return
         left: list[str] = []
         if isinstance(error, PointInTimeLost):
             # before anything else: a process that goes on later must never believe in it
@@ -281,9 +296,16 @@ class CopyJob:
         if held is not None:
             self._teller.hold("end", held)
 
+    @property
+    def _is_kept(self) -> bool:
+        """Whether the image is whole, and its snapshot stays (``--keep``)."""
+        return self._spec.keep and self._complete
+
     def _end(self, error: BaseException | None) -> events.Ended:
         event = self._ended(error)
-        if event.state in (State.PAUSED, State.COPIED):
+        if event.kept:
+            self._record.note("ended", event.as_json())
+        elif event.state in (State.PAUSED, State.COPIED):
             if self._journal.state(self._spec.name) in (State.BEGUN, State.COPYING):
                 self._record.move(State.PAUSED)
             self._record.log(event.as_json())
@@ -298,6 +320,9 @@ class CopyJob:
         failure = _failure(error)
         text = None
         state = State.ENDED
+        kept = self._is_kept and failure is None
+        if kept:
+            state = State.VERIFIED if self._account.verified else State.COPIED
         if failure is not None:
             text = _text(failure) + self._advice(failure)
             state = State.CANCELLED if isinstance(failure, Interrupted) else State.FAILED
@@ -309,6 +334,7 @@ class CopyJob:
             error=text,
             kind=failure.kind if failure else None,
             left=failure.left if isinstance(failure, LeftBehind) else (),
+            kept=kept,
         )
         self._teller.tell(event)
         return event

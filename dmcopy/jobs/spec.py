@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from dmcopy.core.extent import Extent
+from dmcopy.core.order import Policy
 from dmcopy.core.rate import Rate
 from dmcopy.stack.cow import CowSpec
-from dmcopy.units import GIB, KIB, MIB, Bytes
+from dmcopy.units import GIB, KIB, MIB, Bytes, Sectors
 
 DEFAULT_CHUNK: Final = Bytes(64 * KIB)
 DEFAULT_SEGMENT: Final = Bytes(4 * MIB)
@@ -18,6 +20,7 @@ DEFAULT_BATCH: Final = Bytes(1 * GIB)
 DEFAULT_HOLD_LIMIT: Final = 2.0
 DIGESTS: Final = ("sha256", "none")
 ON_FULL: Final = ("fail", "hold")
+GATES: Final = ("none", "segment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,12 @@ class CopySpec:
     digest: str = "sha256"
     verify: bool = False
     on_full: str = "fail"
+    retire: bool = True  # what is copied leaves the snapshot
+    keep: bool = False  # the snapshot stays when everything is copied
+    order: Policy = Policy.SEQUENTIAL
+    first: tuple[Extent, ...] = ()  # what the user wants copied before all else
+    gate: str = "none"
+    hold_start: bool = False  # copy nothing before it is told to
     rate: Rate = field(default_factory=Rate)
     overwrite_signature: bool = False
     hold_limit: float = DEFAULT_HOLD_LIMIT  # seconds
@@ -41,6 +50,22 @@ class CopySpec:
     def at_rate(self, rate: Rate) -> CopySpec:
         """Give the same copy with another ``--rate``."""
         return replace(self, rate=rate)
+
+    def ordered(self, *, first: Sequence[Extent] | None, policy: Policy | None) -> CopySpec:
+        """Give the same copy in another order; None: as it is."""
+        return replace(
+            self,
+            first=self.first if first is None else tuple(first),
+            order=self.order if policy is None else policy,
+        )
+
+    def retires(self) -> tuple[bool, str]:
+        """Tell whether what is copied leaves the snapshot, and why, or why not."""
+        if self.keep:
+            return False, "--keep: the snapshot is to record every change since the begin time"
+        if not self.retire:
+            return False, "--no-retire"
+        return True, "writes to what is copied need not be saved"
 
     def verifying(self) -> CopySpec:
         """Give the same copy with ``--verify``."""
@@ -58,6 +83,10 @@ class CopySpec:
         cow = recorded["cow"]
         given["cow"] = CowSpec(**{**cow, "devices": tuple(cow["devices"])})
         given["rate"] = Rate(**recorded["rate"])
+        given["order"] = Policy(recorded.get("order", Policy.SEQUENTIAL))
+        given["first"] = tuple(
+            Extent(Sectors(start), Sectors(length)) for start, length in recorded.get("first", ())
+        )
         return cls(**given)
 
 

@@ -30,12 +30,13 @@ from dmcopy.engine.request import CopyRequest, CowRequest, OpenRequest, TablesRe
 from dmcopy.engine.runs import Digest
 from dmcopy.engine.throttle import HostCap, Throttle
 from dmcopy.engine.validate import IdleValidator, Layer, SnapshotValidator
-from dmcopy.engine.worker import Reading, Service, WorkSession
+from dmcopy.engine.worker import Reading, Saw, Service, WorkSession
 from dmcopy.errors import SourceFailed
 from dmcopy.kernel.blkdev import BlockDevice
 from dmcopy.kernel.command import Commander, Completed
 from dmcopy.kernel.dmrequest import CONTROL, Probe
 from dmcopy.kernel.memory import lock_memory
+from dmcopy.kernel.priority import step_back
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.units import KIB, Sectors
 
@@ -64,12 +65,12 @@ class HostWorkshop:
         return parse(request.destination).open(request.length, around)
 
     @contextmanager
-    def read(self, request: CopyRequest) -> Iterator[Reading]:
+    def read(self, request: CopyRequest, saw: Saw) -> Iterator[Reading]:
         """Open the source, and the COW device where there is one, both O_DIRECT."""
         with _opened(request.source_path) as device:
             source = DirectSource(device.fd, device.path)
             if request.cow is not None:
-                with _cow(request.cow, source, request.length) as reading:
+                with _cow(request.cow, source, request.length, saw) as reading:
                     yield reading
                 return
             view = NullView()
@@ -98,7 +99,7 @@ class HostWorkshop:
 
 
 @contextmanager
-def _cow(request: CowRequest, source: DirectSource, length: Sectors) -> Iterator[Reading]:
+def _cow(request: CowRequest, source: DirectSource, length: Sectors, saw: Saw) -> Iterator[Reading]:
     control = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
     try:
         with _opened(request.path) as cow:
@@ -109,6 +110,7 @@ def _cow(request: CowRequest, source: DirectSource, length: Sectors) -> Iterator
                 source=length,
                 block=cow.logical_block,
                 size=lambda: cow.sectors,
+                saw=saw,
             )
             validator = SnapshotValidator(
                 Probe(control, uuid=request.snapshot_uuid),
@@ -156,6 +158,7 @@ def main() -> NoReturn:
     """Serve control on stdin and stdout, and exit."""
     die_with_parent()
     logging.basicConfig(level=logging.WARNING, format="dmcopy worker: %(message)s")
+    step_back()
     threading.stack_size(_STACK)
     # What anything might print must not get between the messages.
     messages = os.dup(1)

@@ -14,7 +14,7 @@ from dmcopy.errors import DmcopyError
 from dmcopy.jobs import settings
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.lock import JobLock
-from dmcopy.jobs.spec import Places
+from dmcopy.jobs.spec import CopySpec, Places
 from dmcopy.jobs.state import State
 from dmcopy.stack.names import check_job
 from tests.unit.fake_dm import FakeDm
@@ -52,6 +52,8 @@ def context(tmp_path: Path) -> Context:
         (["wait", "nobody"], "there is no job nobody"),
         (["wait", "nobody", "--timeout", "0"], "seconds above 0"),
         (["show", "nobody"], "there is no job nobody"),
+        (["report", "nobody"], "there is no job nobody"),
+        (["report", "nobody", "--output", "-"], "there is no job nobody"),
         (["set", "nobody", "rate=5m"], "there is no job nobody"),
         (["set", "nobody"], "dmcopy set JOB NAME=VALUE"),
         (["set", "nobody", "rate"], "'rate' is no NAME=VALUE"),
@@ -159,7 +161,8 @@ def test_status_tells_when_the_cow_device_would_be_full_while_the_job_runs(
         "cow_total_bytes": 2, "first": "full", "cow_full": [60.0, 90.0, 150.0],
     }  # fmt: skip
     with Journal(context.places.journal) as journal:
-        journal.define("a", {"source": "/dev/mapper/d", "destination": "image:/x"})
+        spec = CopySpec(name="a", source="/dev/mapper/d", destination="image:/x")
+        journal.define("a", spec.as_json())
         journal.note("a", "progress", progress)
     with JobLock(context.places.locks, "a"):
         assert main(["status"], context) == 0

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmcopy.core.extent import Extent, merge
-from dmcopy.core.segment import Remaining, SegmentList
+from dmcopy.core.segment import Rank, Remaining, SegmentList
 from dmcopy.units import Sectors
 
 
@@ -41,15 +41,15 @@ def test_segment_ends_where_a_done_piece_begins() -> None:
 def test_what_is_preferred_comes_first_and_only_once() -> None:
     left = remaining(64, 8)
     assert left.take() == at(0, 8)
-    left.prefer([at(40, 1), at(17, 9), at(0, 8)])
+    left.prefer([at(40, 1), at(17, 9), at(0, 8)], Rank.ASKED)
     expected = [at(40, 8), at(16, 8), at(24, 8), at(8, 8), at(32, 8), at(48, 8), at(56, 8)]
     assert all_of(left) == expected
 
 
 def test_new_preference_replaces_the_old_one() -> None:
     left = remaining(64, 8)
-    left.prefer([at(56, 8)])
-    left.prefer([at(48, 8)])
+    left.prefer([at(56, 8)], Rank.ASKED)
+    left.prefer([at(48, 8)], Rank.ASKED)
     assert left.take() == at(48, 8)
     assert left.take() == at(0, 8)
 
@@ -64,7 +64,7 @@ def test_everything_that_is_not_done_is_handed_out_exactly_once(
     left = remaining(length, size, *done)
     taken: list[Extent] = []
     for wish in wishes:
-        left.prefer(wish)
+        left.prefer(wish, Rank.ASKED)
         piece = left.take()
         taken += [piece] if piece is not None else []
     taken += all_of(left)
@@ -79,7 +79,7 @@ def test_preferred_pieces_come_before_all_others(
     length: int, size: int, wish: list[Extent]
 ) -> None:
     left = remaining(length, size)
-    left.prefer(wish)
+    left.prefer(wish, Rank.ASKED)
     taken = all_of(left)
     wanted = [
         any(one.start // size <= piece.start // size <= (one.end - 1) // size for one in wish)

@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 
 from dmcopy.core.extent import Extent
+from dmcopy.core.order import Policy
 from dmcopy.engine.channel import Channel
 from dmcopy.engine.copier import SegmentReader
 from dmcopy.engine.pipeline import Stop
-from dmcopy.engine.request import CopyRequest, OpenRequest
+from dmcopy.engine.request import CopyRequest, OpenRequest, OrderRequest
 from dmcopy.engine.runs import Digest
-from dmcopy.engine.worker import Reading, Service, WorkSession
+from dmcopy.engine.worker import Reading, Saw, Service, WorkSession
 from dmcopy.errors import DestinationFailed, PointInTimeLost, Refused, SourceFailed
 from dmcopy.units import Bytes, Sectors
 from tests.unit.engine.fakes import (
@@ -46,7 +47,10 @@ COW = {
     "path": "/dev/c", "chunk_sectors": 8, "snapshot_uuid": "u",
     "origin_devno": "254:0", "origin_table": "0 66 snapshot-origin 254:1",
 }  # fmt: skip
-COPY = {"do": "copy", "source_path": "/dev/s", "cow": COW, "batch_sectors": 1 << 20}
+ORDER = {"policy": "sequential", "area_sectors": 16}
+COPY = {
+    "do": "copy", "source_path": "/dev/s", "cow": COW, "batch_sectors": 1 << 20, "order": ORDER,
+}  # fmt: skip
 
 
 class FakeWorkshop:
@@ -58,6 +62,7 @@ class FakeWorkshop:
         self.refusal: Exception | None = None
         self.locked = True
         self.pace = FakeThrottle()
+        self.saw: Saw | None = None
         self.asked: list[OpenRequest | CopyRequest] = []
 
     def open(self, request: OpenRequest) -> AbstractContextManager[WorkSession]:
@@ -74,8 +79,9 @@ class FakeWorkshop:
             self.session.closed = True
 
     @contextmanager
-    def read(self, request: CopyRequest) -> Iterator[Reading]:
+    def read(self, request: CopyRequest, saw: Saw) -> Iterator[Reading]:
         self.asked.append(request)
+        self.saw = saw
         reader = SegmentReader(self.source, self.view, self.validator)
         yield Reading(reader, self.view, self.validator)
 
@@ -196,6 +202,9 @@ def test_requests_reach_the_workshop_in_its_own_words(control: Control, shop: Fa
         {
             "do": "copy", "source_path": "/dev/s", "cow": None, "idle": idle,
             "batch_sectors": 32, "done": [[0, 16]], "rate_bytes": 5,
+            "order": {
+                "policy": "hot", "area_sectors": 16, "first": [[32, 8]], "written": [[1, 9]],
+            },
         }
     )  # fmt: skip
     control.until("copied")
@@ -205,6 +214,10 @@ def test_requests_reach_the_workshop_in_its_own_words(control: Control, shop: Fa
     assert copy == CopyRequest(
         source_path="/dev/s", length=Sectors(LENGTH), cow=None, devno="8:1", writes=7,
         batch=Sectors(32), done=(Extent(Sectors(0), Sectors(16)),), rate=Bytes(5),
+        order=OrderRequest(
+            policy=Policy.HOT, area=Sectors(16), first=(Extent(Sectors(32), Sectors(8)),),
+            written=((1, 9),),
+        ),
     )  # fmt: skip
 
 
@@ -277,6 +290,74 @@ def test_batch_that_is_under_way_is_made_shorter_never_longer(
     control.send({"do": "journaled"})
     control.until("copied")
     assert shop.session.data == shop.source.data
+
+
+def written(shop: FakeWorkshop) -> list[int]:
+    return [at.start for at in shop.session.written]
+
+
+def test_job_that_is_held_copies_nothing_until_it_is_told_to(
+    control: Control, shop: FakeWorkshop
+) -> None:
+    control.send(OPEN)
+    control.until("ready")
+    control.send(COPY | {"paused": True})
+    assert control.receive()["is"] == "paused"
+    control.send({"do": "order", "first": [[48, 16], [16, 8]], "policy": "cow"})
+    assert control.receive() == {"is": "order", "next": [[48, 16], [16, 8]], "left_sectors": LENGTH}
+    assert shop.source.reads == 0
+    control.send({"do": "go"})
+    control.until("copied")
+    assert written(shop) == [48, 16, 0, 32, 64], "whole segments"
+
+
+def test_only_what_is_asked_for_is_copied_and_then_it_pauses(
+    control: Control, shop: FakeWorkshop
+) -> None:
+    control.send(OPEN)
+    control.until("ready")
+    control.send(COPY | {"paused": True})
+    assert control.receive()["is"] == "paused"
+    control.send({"do": "order", "first": [[32, 8]], "only": True}, {"do": "go"})
+    assert control.receive()["is"] == "order"
+    assert control.until("durable")["rows"][0][:2] == [32, 16]
+    control.send({"do": "journaled"})
+    assert control.receive()["is"] == "paused"
+    assert written(shop) == [32]
+    control.send({"do": "order"})
+    assert control.receive()["left_sectors"] == LENGTH - 16
+    control.send({"do": "go"})
+    control.until("copied")
+    assert written(shop) == [32, 0, 16, 48, 64]
+
+
+def test_what_is_written_the_most_is_copied_first(control: Control, shop: FakeWorkshop) -> None:
+    control.send(OPEN)
+    control.until("ready")
+    order = {"policy": "hot", "area_sectors": 16, "written": [[3, 90], [0, 1]]}
+    control.send(COPY | {"order": order})
+    control.until("copied")
+    assert written(shop) == [48, 0, 16, 32, 64]
+
+
+def test_each_segment_is_gated_before_it_is_read_and_a_batch_of_its_own(
+    control: Control, shop: FakeWorkshop
+) -> None:
+    control.send(OPEN)
+    control.until("ready")
+    control.send(COPY | {"gate": True})
+    for number in range(5):
+        message = control.receive()
+        while message["is"] == "progress":
+            message = control.receive()
+        assert (message["is"], message["start"]) == ("gate", number * 16)
+        assert shop.source.reads == number, "it is not read before it is gated"
+        assert len(shop.pace.waited) == number + 1, "nothing is held while the rate is kept down"
+        control.send({"do": "gated"})
+        durable = control.until("durable")
+        assert durable["cells"] == [[number * 16, min(16, LENGTH - number * 16), 0]]
+        control.send({"do": "journaled"})
+    control.until("copied")
 
 
 def test_refused_destination_is_told_and_ends_the_worker(

@@ -76,7 +76,14 @@ class FakeBrake:
     def is_on(self) -> bool:
         return self.milliseconds > 0
 
-    def on(self, milliseconds: int, retired: Sequence[Extent] = ()) -> None:
+    def on(
+        self,
+        milliseconds: int,
+        retired: Sequence[Extent] = (),
+        *,
+        only: Sequence[Extent] | None = None,
+    ) -> None:
+        assert only is None
         self.calls.append(f"on {milliseconds} {len(retired)}")
         if self.error is not None:
             raise self.error
@@ -204,6 +211,15 @@ def test_brake_is_put_on_in_two_steps_and_taken_off() -> None:
     braked = [event.milliseconds for event in watched.told if isinstance(event, events.Braked)]
     assert braked == [50, 2000, 0]
     assert set(watched.holds) == {"brake"}
+
+
+def test_burst_that_would_fill_it_within_the_hold_limit_is_held_at_once() -> None:
+    """The forecast follows slowly, for most bursts are over soon."""
+    watched = Watched(brake=True)
+    watched.run(30, fill=0.5 * MIB)
+    assert watched.brake.calls == []
+    watched.run(0.5, fill=30 * MIB)
+    assert watched.brake.calls[0] == "on 2000 1"
 
 
 def test_growth_comes_before_the_brake() -> None:

@@ -270,6 +270,18 @@ def test_last_thousand_events_and_intents_are_kept_in_order(
         assert journal.intents("a") == [str(number) for number in range(13, 33)]
 
 
+def test_last_history_is_kept_and_forgotten_with_the_job(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal") as journal:
+        journal.define("job", {})
+        assert journal.history("job") is None
+        for number in range(3):
+            journal.keep_history("job", {"samples": [number]})
+        assert journal.history("job") == {"samples": [2]}
+        _moved(journal, "job", State.FAILED)
+        journal.define("job", {})
+        assert journal.history("job") is None
+
+
 def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
     with Journal(tmp_path / "j") as journal:
         journal.define("a", {})
