@@ -31,6 +31,7 @@ _ENDS: Final = (" PASSED", " FAILED", " ERROR", " SKIPPED")
 _GUESTS: Final = {
     "uml-kill": ("test_kill",),
     "uml-torture": ("test_deadman", "test_faults", "test_torture"),
+    "uml-retire": ("test_retire",),
     "uml-resume": ("test_after_boot", "test_journal", "test_rate", "test_resume"),
     "uml-cow": ("test_brake", "test_growth", "test_on_full"),
     "uml-copy": ("test_copier", "test_copy"),

@@ -19,7 +19,10 @@ from dmcopy.jobs.journal import Journal
 from dmcopy.stack.plan import Plan
 
 _READS: Final = frozenset(
-    {"close", "state", "leftovers", "intents", "record", "records", "done", "log_of", "setting"}
+    {
+        *("close", "state", "leftovers", "intents", "record", "records", "done", "log_of"),
+        *("setting", "history", "keep_history"),
+    }
 )
 _QUALIFIED: Final = frozenset({"move", "note"})  # by their second argument: the state, the column
 _FOREVER: Final = 60.0  # seconds; the cut comes within some milliseconds

@@ -6,7 +6,7 @@ Nothing is judged here: what was found goes into the share, a directory of the h
 write is at the host when it returns (hostfs writes through; a mapping would not).
 
     python -m tests.cuts.guest_side begin [--blow TRANSITION] [--to-the-end] [--steer]
-        [--copy-options WORDS] [--burst SECONDS]
+        [--copy-options WORDS] [--burst SECONDS] [--broken HOW]
     python -m tests.cuts.guest_side again --how snapshot|resume [--blow TRANSITION]
         [--touch] [--stretch]
 """
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dmcopy.cli.main import main as dmcopy
+from tests.cuts.broken import BROKEN
 from tests.cuts.fuse import Fuse
 from tests.lab import stamp
 from tests.lab.harness import differing, read_device, until, writes_of
@@ -111,7 +112,14 @@ class Forked:
     it stops when its plan has run, which is when the begin time is fixed, until `go_on`.
     """
 
-    def __init__(self, argv: Sequence[str], *, blow: str | None = None, pauses: bool = False):
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        blow: str | None = None,
+        pauses: bool = False,
+        broken: str | None = None,
+    ) -> None:
         self.events_file = SHARE / "events"
         self.errors_file = SHARE / "errors"
         self._told, say = os.pipe()
@@ -127,6 +135,8 @@ class Forked:
             os.write(say, b"!")
             os.read(hear, 1)
 
+        if broken is not None:
+            BROKEN[broken]()
         fuse = Fuse(SHARE, blow, when_planned=wait if pauses else None)
         self._child(argv, fuse)
 
@@ -215,6 +225,7 @@ def copy_with_witness(
     options: Sequence[str] = (),
     burst: float | None = None,
     steer: bool = False,
+    broken: str | None = None,
 ) -> None:
     """Start the job; its witness is in the share before its first segment is copied.
 
@@ -227,7 +238,7 @@ def copy_with_witness(
             stack.enter_context(load(seed=1))
         argv = ["copy", ORIGIN, f"block:{DESTINATION}", "--name", JOB, "--json"]
         argv += [*COPY_OPTIONS, *options]
-        job = Forked(argv, blow=blow, pauses=True)
+        job = Forked(argv, blow=blow, pauses=True, broken=broken)
         if job.has_planned():
             tell("witness", read_device(SNAPSHOT))
             when_ready()
@@ -395,6 +406,7 @@ def main(argv: Sequence[str]) -> int:
     verb.add_argument("--steer", action="store_true")
     verb.add_argument("--copy-options", type=str.split, default=[])
     verb.add_argument("--burst", type=float)
+    verb.add_argument("--broken", choices=list(BROKEN))
     verb = verbs.add_parser("again")
     verb.add_argument("--how", choices=("snapshot", "resume"), required=True)
     verb.add_argument("--blow")
@@ -411,6 +423,7 @@ def main(argv: Sequence[str]) -> int:
             options=options.copy_options,
             burst=options.burst,
             steer=options.steer,
+            broken=options.broken,
         )
     else:
         again(

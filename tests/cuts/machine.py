@@ -194,6 +194,13 @@ class Machine:
 
         return cut
 
-    def when_asked(self) -> Cut:
-        """Cut when the guest asks for it: its fuse has blown."""
-        return lambda: self.read("cut-now").endswith("\n")
+    def when_asked(self, *, behind: float = 0.0) -> Cut:
+        """Cut when the guest asks for it, for its fuse has blown; *behind* seconds later."""
+        since: list[float] = []
+
+        def cut() -> bool:
+            if not since and self.read("cut-now").endswith("\n"):
+                since.append(time.monotonic())
+            return bool(since) and time.monotonic() - since[0] >= behind
+
+        return cut

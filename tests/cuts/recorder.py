@@ -7,8 +7,8 @@ it was at many moments, and says of each what became of the job, as `guest_side.
 count their own writes, but by all else the same devices.  ``begin`` is a copy of which one disk
 alone is logged: what no flush of its own made durable there can be lost.
 
-    python -m tests.cuts.recorder record
-    python -m tests.cuts.recorder begin source|target [--blow TRANSITION]
+    python -m tests.cuts.recorder record [--copy-options WORDS]
+    python -m tests.cuts.recorder begin source|target [--blow TRANSITION] [--broken HOW]
     python -m tests.cuts.recorder replay --flushes N --others N --seed N
     python -m tests.cuts.recorder again
 """
@@ -28,6 +28,7 @@ from typing import Any, Final
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.spec import Places
 from tests.cuts import guest_side
+from tests.cuts.broken import BROKEN
 from tests.cuts.guest_side import tell
 from tests.cuts.layout import SIZE, SLICES, WHOLE
 from tests.cuts.logwrites import Entry, Flags, Replay
@@ -60,15 +61,15 @@ def _slice(name: str, length: int, device: str, start: int) -> str:
     return f"/dev/mapper/slice-{name}"
 
 
-def record() -> None:
-    """Copy under a load, to the end, and log it."""
+def record(options: Sequence[str]) -> None:
+    """Copy under a load, to the end, with these *options*, and log it."""
     sh("modprobe", "dm-log-writes")
     sh("dmsetup", "create", "medium", "--table", f"0 {WHOLE >> 9} log-writes {MEDIUM} {LOG}")
 
     with slices("/dev/mapper/medium") as paths:
         guest_side.state_disk(paths["state"])
         guest_side.devices(paths["source"], paths["target"])
-        guest_side.copy_with_witness(blow=None, until_cut=False, when_ready=_mark)
+        guest_side.copy_with_witness(blow=None, until_cut=False, when_ready=_mark, options=options)
         for name in ("cut-origin", "cut-destination"):
             patiently("dmsetup", "remove", name)
         sh("umount", str(guest_side.MOUNT))
@@ -86,7 +87,7 @@ def again() -> None:
     guest_side.again("resume", disks=(source, target, state))
 
 
-def begin(what: str, *, blow: str | None) -> None:
+def begin(what: str, *, blow: str | None, broken: str | None) -> None:
     """Copy until the power is cut; one disk, source or target, is logged, and nothing else."""
     sh("modprobe", "dm-log-writes")
     source, target = guest_side.SOURCE, guest_side.TARGET
@@ -99,7 +100,11 @@ def begin(what: str, *, blow: str | None) -> None:
     else:
         guest_side.devices(source, "/dev/mapper/medium")
     # the mark has the kernel write down how long the log is
-    guest_side.copy_with_witness(blow=blow, until_cut=True, when_ready=_mark)
+    # a source is asked for its snapshot later, which must not lack what was retired
+    options = ["--no-retire"] if what == "source" else []
+    guest_side.copy_with_witness(
+        blow=blow, until_cut=True, when_ready=_mark, options=options, broken=broken
+    )
 
 
 def _mark() -> None:
@@ -162,10 +167,12 @@ def main(argv: Sequence[str]) -> int:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(prog="recorder")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("record")
+    verb = verbs.add_parser("record")
+    verb.add_argument("--copy-options", type=str.split, default=[])
     verb = verbs.add_parser("begin")
     verb.add_argument("what", choices=("source", "target"))
     verb.add_argument("--blow")
+    verb.add_argument("--broken", choices=list(BROKEN))
     verbs.add_parser("again")
     verb = verbs.add_parser("replay")
     verb.add_argument("--flushes", type=int, required=True)
@@ -173,9 +180,9 @@ def main(argv: Sequence[str]) -> int:
     verb.add_argument("--seed", type=int, required=True)
     options = parser.parse_args(argv)
     if options.verb == "record":
-        record()
+        record(options.copy_options)
     elif options.verb == "begin":
-        begin(options.what, blow=options.blow)
+        begin(options.what, blow=options.blow, broken=options.broken)
     elif options.verb == "again":
         again()
     else:

@@ -12,8 +12,8 @@ import json
 import os
 import random
 import shutil
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -47,7 +47,19 @@ class Recorded(NamedTuple):
 @pytest.fixture(scope="module")
 def recorded(place: Path, media: Media) -> Iterator[Recorded]:
     """Record a copy, once."""
-    folder = place / "recorded"
+    with _recorded(place / "recorded", media) as recorded:
+        yield recorded
+
+
+@pytest.fixture(scope="module")
+def recorded_whole(place: Path, media: Media) -> Iterator[Recorded]:
+    """The same, without retiring: the kernel's snapshot is the image at every moment."""
+    with _recorded(place / "recorded-whole", media, "--copy-options=--no-retire") as recorded:
+        yield recorded
+
+
+@contextmanager
+def _recorded(folder: Path, media: Media, *words: str) -> Iterator[Recorded]:
     share = folder / "share"
     share.mkdir(parents=True)
     before = media.joined(folder / "before")
@@ -55,7 +67,7 @@ def recorded(place: Path, media: Media) -> Iterator[Recorded]:
     log = folder / "log"
     with log.open("wb") as file:
         file.truncate(_LOG_SIZE)
-    result = live("recorder", "record", disks=[disk, log], share=share)
+    result = live("recorder", "record", *words, disks=[disk, log], share=share)
     assert result.status == 0, said(result)
     assert (share / "ended").read_text() == "0"
     yield Recorded(before, log, share)
@@ -63,8 +75,9 @@ def recorded(place: Path, media: Media) -> Iterator[Recorded]:
 
 
 def test_snapshot_is_the_image_whatever_of_the_cache_is_lost(
-    recorded: Recorded, folder: Path
+    recorded_whole: Recorded, folder: Path
 ) -> None:
+    recorded = recorded_whole
     disk = Path(shutil.copyfile(recorded.before, folder / "disk"))
     words = ("replay", "--flushes", str(MOMENTS), "--others", str(MOMENTS), "--seed", str(MOMENTS))
     result = live("recorder", *words, disks=[disk, recorded.log], share=recorded.share)
@@ -112,20 +125,36 @@ def test_batch_is_durable_at_the_destination_before_it_is_on_record(
     folder: Path, machine: Machine
 ) -> None:
     """The destination's disk loses its cache right after a batch came into the journal."""
-    asked = machine.when_asked()
-    since: list[float] = []
-
-    def cut() -> bool:
-        if not since and asked():
-            since.append(time.monotonic())
-        return bool(since) and time.monotonic() - since[0] > _CAUGHT_UP
-
     before = machine.destination.read_bytes()
-    _lose_the_cache(
-        folder, machine, "target", machine.destination, "--blow", "commit#3", cut=cut
-    )  # fmt: skip
+    cut = machine.when_asked(behind=_CAUGHT_UP)
+    words = ("--blow", "commit#3")
+    _lose_the_cache(folder, machine, "target", machine.destination, *words, cut=cut)
     assert machine.destination.read_bytes() != before, "nothing was made durable"
     assert judge(machine, machine.again("--how", "resume")) == "right"
+
+
+@pytest.mark.parametrize("transition", ["retire#2", "retire#4"])
+def test_what_is_retired_is_durable_at_the_destination(
+    folder: Path, machine: Machine, transition: str
+) -> None:
+    """Its disk loses its cache when writes have gone into what is retired."""
+    cut = machine.when_asked(behind=_CAUGHT_UP)
+    words = ("--blow", transition)
+    _lose_the_cache(folder, machine, "target", machine.destination, *words, cut=cut)
+    assert judge(machine, machine.again("--how", "resume")) == "right"
+
+
+def test_retire_before_the_destination_is_durable_broken_gives_a_wrong_image(
+    folder: Path, machine: Machine
+) -> None:
+    cut = machine.when_asked(behind=_CAUGHT_UP)
+    words = ("--blow", "retire#4", "--broken", "destination")
+    _lose_the_cache(folder, machine, "target", machine.destination, *words, cut=cut)
+    found = machine.again("--how", "resume")
+    # nobody has what was there any more: reading it back is all that is left to notice it
+    assert found["exit_status"] == 1, machine.tell()
+    assert "digest" in found["said"], machine.tell()
+    assert machine.destination.read_bytes() != machine.witness
 
 
 def _lose_the_cache(

@@ -41,12 +41,18 @@ COPIED: Final = ("move copied", "move verified", "forget_leftovers", "note ended
 STEERED: Final = ("move paused", "set_spec", "move copying#2")
 # of one that is resumed after a boot
 RESUMED: Final = ("intend#7", "set_facts", "log", "move copied")
+# where what is copied leaves the snapshot
+RETIRED: Final = ("retire", "retire#2", "retire#4")
 # where the COW device is about to be full, and where it is
 BRAKED: Final = ("retire", "retire#3")
 
-HOLD: Final = ("--burst", "0.01", "--copy-options=--cow 4m --on-full hold")
-GROW: Final = ("--burst", "0.01", "--copy-options=--cow 4m --cow-max 64m")
-OVERFLOW: Final = ("--burst", "0", "--copy-options=--cow 2m")
+HOLD: Final = ("--burst", "0.01", "--copy-options=--cow 4m --on-full hold --no-retire")
+GROW: Final = ("--burst", "0.01", "--copy-options=--cow 4m --cow-max 64m --no-retire")
+OVERFLOW: Final = ("--burst", "0", "--copy-options=--cow 2m --no-retire")
+# the kernel's snapshot is the image for as long as nothing is retired
+WHOLE: Final = ("--copy-options=--no-retire",)
+GATE: Final = ("--copy-options=--gate segment",)
+HOT: Final = ("--copy-options=--order hot",)
 FULL: Final = "whether it overflowed cannot be known|the kernel marked it invalid"
 
 
@@ -75,15 +81,26 @@ def test_copy_that_is_not_cut_is_right(machine: Machine) -> None:
 @pytest.mark.parametrize(("how", "seed"), CYCLES)
 def test_cut_at_any_moment_of_the_copy(machine: Machine, seed: int, how: str) -> None:
     chance = random.Random(seed)
-    machine.begin(cut=machine.after_ready(chance.uniform(0, COPY_SECONDS)))
     resumed = how == "resume"
+    words = () if resumed else WHOLE
+    machine.begin(*words, cut=machine.after_ready(chance.uniform(0, COPY_SECONDS)))
     found = take_up(machine, chance=chance) if resumed else machine.again("--how", how)
     assert judge(machine, found) == "right"
 
 
-def cut_after(machine: Machine, transition: str, *words: str) -> None:
-    """Begin a copy and cut the power right after a transition of its journal."""
-    machine.begin("--blow", transition, *words, cut=machine.when_asked())
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + max(SEEDS // 2, 1)))
+@pytest.mark.parametrize("words", [GATE, HOT], ids=["gate", "hot"])
+def test_cut_at_any_moment_of_a_copy_with_gate_or_order(
+    machine: Machine, words: tuple[str, ...], seed: int
+) -> None:
+    chance = random.Random(100 + seed)
+    machine.begin(*words, cut=machine.after_ready(chance.uniform(0, COPY_SECONDS)))
+    assert judge(machine, take_up(machine, chance=chance)) == "right"
+
+
+def cut_after(machine: Machine, transition: str, *words: str, behind: float = 0.0) -> None:
+    """Begin a copy and cut the power after a transition of its journal, *behind* seconds later."""
+    machine.begin("--blow", transition, *words, cut=machine.when_asked(behind=behind))
     assert machine.read("cut-now").strip() == transition
 
 
@@ -91,6 +108,22 @@ def cut_after(machine: Machine, transition: str, *words: str) -> None:
 def test_cut_after_a_transition_of_the_journal(machine: Machine, transition: str) -> None:
     cut_after(machine, transition)
     assert judge(machine, machine.again("--how", "resume")) == "right"
+
+
+@pytest.mark.parametrize("words", [(), GATE], ids=["retire", "gate"])
+@pytest.mark.parametrize("transition", RETIRED)
+def test_cut_when_writes_have_gone_into_what_is_retired(
+    machine: Machine, transition: str, words: tuple[str, ...]
+) -> None:
+    cut_after(machine, transition, *words, behind=1.0)
+    assert judge(machine, machine.again("--how", "resume")) == "right"
+
+
+def test_retire_before_the_journal_broken_gives_a_wrong_image(machine: Machine) -> None:
+    cut_after(machine, "retire#4", "--broken", "journal", behind=1.0)
+    found = machine.again("--how", "resume")
+    assert found["exit_status"] == 0, "nobody notices: " + machine.tell()
+    assert found["image"]["wrong"], machine.tell()
 
 
 @pytest.mark.parametrize("transition", COPIED)
@@ -168,7 +201,7 @@ def test_job_that_was_lost_stays_lost(machine: Machine) -> None:
 
 
 def test_lost_job_can_be_copied_anew(machine: Machine) -> None:
-    cut_after(machine, "intend#7")
+    cut_after(machine, "intend#7", *WHOLE)
     assert judge(machine, machine.again("--how", "snapshot")) == "lost"
     result = machine.boot("begin", "--to-the-end", "--write-ms", "0")
     assert (result.status, machine.read("ended")) == (0, "0"), machine.tell(result)
@@ -178,7 +211,7 @@ def test_lost_job_can_be_copied_anew(machine: Machine) -> None:
 @pytest.mark.parametrize("how", ["snapshot", "resume"])
 def test_source_written_between_the_boots_is_noticed(machine: Machine, how: str) -> None:
     """dmcopy must say that the point in time is lost; the comparison must see a wrong image."""
-    machine.begin(cut=machine.after_ready(0.2))
+    machine.begin(*WHOLE, cut=machine.after_ready(0.2))
     with machine.source.open("r+b") as disk:
         for offset in range(0, SIZE, CHUNK):
             disk.seek(offset + CHUNK // 2)

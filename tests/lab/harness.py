@@ -39,6 +39,7 @@ from dmcopy.engine.buffers import BufferPool
 from dmcopy.engine.copier import Copier, Counts, DirectSource, SegmentReader
 from dmcopy.engine.exceptions_view import CowView
 from dmcopy.engine.validate import SnapshotValidator
+from dmcopy.jobs.control import ask
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.spec import Places
 from dmcopy.kernel.blkdev import BlockDevice
@@ -596,11 +597,12 @@ def run_copy(
 ) -> Copied:
     """Run ``dmcopy copy``; *at* has what is done in the moment of an event.
 
-    With *witness* the kernel's snapshot is opened before begin time and read when it has begun.
+    With *witness* the kernel's snapshot is opened before begin time and read when it has begun;
+    nothing is copied before, for what is copied and retired is the kernel's image no more.
     """
     name = f"t{time.monotonic_ns()}"
     argv = [sys.executable, "-m", "dmcopy", "copy", source, destination]
-    argv += ["--name", name, "--json", *options]
+    argv += ["--name", name, "--json", *options, *(["--hold-start"] if witness else [])]
     places = {"DMCOPY_STATE_DIR": f"{folder}/state", "DMCOPY_RUN_DIR": f"{folder}/run"}
     copied = Copied(-1, [], "", None)
     with ExitStack() as stack:
@@ -628,6 +630,9 @@ def run_copy(
                         copied.witness_digest = digest_of(snapshot, length)
                     os.close(snapshot)
                     snapshot = None
+                if event["event"] == "paused" and witness:
+                    ask(Places(Path(folder) / "state", Path(folder) / "run").desks, name, "resume",
+                        timeout=60.0)  # fmt: skip
                 word = event["event"]
                 word = f"hold:{event['reason']}" if word == "hold" else word
                 if at and word in at:

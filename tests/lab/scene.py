@@ -29,6 +29,7 @@ from dmcopy.cli.common import Context
 from dmcopy.cli.main import main
 from lab import residue
 from tests.lab import stamp
+from tests.lab.harness import nanoseconds
 from tests.lab.stage import Stage, patiently, sh
 
 CHECKOUT: Final = Path(__file__).parents[2]
@@ -51,6 +52,9 @@ class Ran(NamedTuple):
 
     def event(self, name: str) -> dict[str, Any]:  # Any: JSON
         return [event for event in self.events if event["event"] == name][-1]
+
+    def of_kind(self, name: str) -> list[dict[str, Any]]:  # Any: JSON
+        return [event for event in self.events if event["event"] == name]
 
     @property
     def said(self) -> str:
@@ -107,6 +111,12 @@ def helpers() -> dict[int, str]:
                     if name in words:
                         found[int(entry.name)] = name
     return found
+
+
+def worker_pid() -> int:
+    """Give the pid of the one worker that lives."""
+    (pid,) = (pid for pid, name in helpers().items() if name == "dmcopy.jobs.worker")
+    return pid
 
 
 def until(is_so: Callable[[], object], what: str, *, patience: float = _PATIENCE) -> float:
@@ -333,6 +343,15 @@ class Scene:
         no_helpers()
         keys = [line.split()[0] for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]]
         assert not [key for key in keys if (int(key) & 0xFFFFFFFF) >> 16 == 0x0D4D]
+
+
+def assert_proved(ran: Ran, log: Path, image: str) -> None:
+    """The copy went well, and *image* is that of one instant, as the load's *log* says."""
+    assert ran.status == 0, ran
+    begin = nanoseconds(ran.event("begun")["begin_time"])
+    end = begin + int(ran.event("begun")["hold_seconds"][0] * 1e9)
+    verdict = stamp.check(image, log, 1, t0=begin, t1=end)
+    assert verdict.is_good, verdict.wrong
 
 
 def digest(path: str) -> str:

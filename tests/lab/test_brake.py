@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -370,9 +370,15 @@ def test_write_that_a_stranger_releases_is_saved(rig: Rig, role: Role | None) ->
 
 def test_delay_over_the_bare_source_broken_loses_what_is_released(rig: Rig) -> None:
     def bare(
-        length: Sectors, source: str, gate: str, retired: list[Extent], *, milliseconds: int
+        length: Sectors,
+        source: str,
+        gate: str,
+        retired: list[Extent],
+        *,
+        milliseconds: int,
+        only: Sequence[Extent] | None,
     ) -> Table:
-        right = braking(length, source, gate, retired, milliseconds=milliseconds)
+        right = braking(length, source, gate, retired, milliseconds=milliseconds, only=only)
         return Table.parse(str(right).replace(f" {gate} ", f" {source} "))
 
     with patch.object(brake_module, "braking", bare):

@@ -42,25 +42,27 @@ def origin(stage: Stage, length: int = MIBS * MIB) -> str:
 
 
 @pytest.mark.parametrize(
-    ("chunk", "segment", "load"),
+    ("chunk", "segment", "load", "how"),
     [
-        ("4k", "256k", "stamp"),
-        pytest.param("4k", "4m", "fio", marks=proof),
-        ("16k", "1m", "fio"),
-        pytest.param("16k", "16m", "stamp", marks=proof),
-        ("64k", "4m", "stamp"),
-        ("64k", "256k", "fio"),
-        ("256k", "16m", "fio"),
-        ("256k", "1m", "stamp"),
+        ("4k", "256k", "stamp", "--batch 1m"),
+        pytest.param("4k", "4m", "fio", "--batch 4m", marks=proof),
+        ("4k", "256k", "fio", "--gate segment"),
+        ("16k", "1m", "fio", "--order hot --batch 1m"),
+        ("16k", "1m", "stamp", "--gate segment --order cow"),
+        pytest.param("16k", "16m", "stamp", "", marks=proof),
+        ("64k", "4m", "stamp", "--no-retire"),
+        ("64k", "256k", "fio", "--order cow --batch 1m"),
+        ("256k", "16m", "fio", ""),
+        ("256k", "1m", "stamp", "--order hot"),
     ],
 )
 def test_copy_under_load_is_the_kernels_image(
-    stage: Stage, chunk: str, segment: str, load: str
+    stage: Stage, chunk: str, segment: str, load: str, how: str
 ) -> None:
     path = origin(stage)
     before = harness.table_text(path)
     log = Path(stage.folder) / "log"
-    options = ["--chunk", chunk, "--segment", segment, "--verify"]
+    options = ["--chunk", chunk, "--segment", segment, "--verify", *how.split()]
     if load == "fio":
         image = harness.image_of(stage.folder)
         with harness.fio(path, path):

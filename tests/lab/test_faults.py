@@ -18,11 +18,11 @@ from tests.lab.scene import (
     Running,
     Scene,
     digest,
-    helpers,
     is_suspended,
     reload,
     scene,
     sectors,
+    worker_pid,
 )
 from tests.lab.stage import sh
 
@@ -272,8 +272,7 @@ def test_killed_worker_in_mid_copy_is_status_5_and_can_go_on(
     table = sh("dmsetup", "table", origin)
     with at.load(origin):
         running = in_mid_copy(at, origin, slow)
-        (pid,) = helpers()
-        os.kill(pid, signal.SIGKILL)
+        os.kill(worker_pid(), signal.SIGKILL)
         ran = running.ended()
         ended = ran.event("ended")
         assert (ran.status, ended["kind"], ended["state"]) == (5, "worker-died", "paused"), ran

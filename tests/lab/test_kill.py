@@ -43,12 +43,12 @@ def at() -> Iterator[Scene]:
 class Torture:
     """One origin under load, one job name, killed again and again."""
 
-    def __init__(self, here: Scene, destination: str) -> None:
+    def __init__(self, here: Scene, destination: str, *options: str) -> None:
         self.here = here
         self.origin = here.origin(MIB)
         self.table = sh("dmsetup", "table", self.origin)
         self.note = here.folder / "blown"
-        self.argv = ("copy", self.origin, destination, "--name", "torture", "--json")
+        self.argv = ("copy", self.origin, destination, "--name", "torture", "--json", *options)
 
     def kill(self, step: int | str, who: str, *, again: int = 0) -> tuple[Ran, str]:
         """Run until the fuse blows at *step*; give how it ended, and what the step was."""
@@ -140,6 +140,26 @@ def test_killed_control_is_mended_or_gone_on_with(at: Scene, start: int) -> None
     assert len(kept) >= KEPT // SHARDS, kept
     if start == 1:
         torture.copy_again()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--segment", "1m", "--batch", "2m"), ("--segment", "2m", "--gate", "segment")],
+    ids=["retire", "gate"],
+)
+def test_killed_control_that_retires_or_gates_can_go_on(
+    at: Scene, options: tuple[str, ...]
+) -> None:
+    torture = Torture(at, at.stage.disk(MIB), *options)
+    kept: list[str] = []
+
+    def after(ran: Ran, where: str) -> None:
+        assert ran.status == -signal.SIGKILL, f"{where}: {ran}"
+        if torture.mend(where, again=False):
+            kept.append(where)
+
+    assert every_step(torture, "control", after, start=2) > CHANGES // SHARDS
+    assert len(kept) > KEPT // SHARDS, kept
 
 
 @shards
@@ -273,7 +293,17 @@ def test_killed_in_mid_copy_is_mended_by_rescue(slowly: tuple[Scene, str, str]) 
 
 def test_rescue_lets_a_running_job_alone(slowly: tuple[Scene, str, str]) -> None:
     at, origin, destination = slowly
-    job = ("copy", origin, destination, "--name", "busy", "--json", "--segment", "1m")
+    job = (
+        "copy",
+        origin,
+        destination,
+        "--name",
+        "busy",
+        "--json",
+        "--segment",
+        "1m",
+        "--no-retire",
+    )
     with at.load(origin):
         running = at.start(*job)
         running.wait_for("progress")

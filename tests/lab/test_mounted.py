@@ -67,10 +67,12 @@ def assert_clean(stage: Stage, kind: str, image: str) -> None:
     [
         pytest.param("ext4", ("--chunk", "16k", "--segment", "1m"), marks=proof),
         ("ext4", ("--chunk", "256k", "--segment", "256k")),
+        ("ext4", ("--chunk", "16k", "--segment", "1m", "--gate", "segment")),
+        ("ext4", ("--chunk", "16k", "--segment", "1m", "--batch", "2m", "--order", "hot")),
         ("xfs", ("--chunk", "64k", "--segment", "16m", "--cow", "48m")),
         ("xfs", ("--chunk", "4k", "--segment", "4m", "--cow", "64m")),
     ],
-    ids=["ext4-16k", "ext4-256k", "xfs-64k", "xfs-4k"],
+    ids=["ext4-16k", "ext4-256k", "ext4-gate", "ext4-hot", "xfs-64k", "xfs-4k"],
 )
 def test_files_in_the_copy_are_those_of_begin_time(
     stage: Stage, kind: str, options: tuple[str, ...]

@@ -11,13 +11,12 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.lab import harness, stamp
 from tests.lab.harness import nanoseconds
-from tests.lab.scene import SLACK, Ran, Scene, helpers, scene, timed_write
+from tests.lab.scene import SLACK, Ran, Scene, assert_proved, helpers, scene, timed_write
 from tests.lab.stage import sh
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
@@ -55,18 +54,6 @@ def copy_under_load(at: Scene, origin: str, destination: str, *options: str) -> 
     return ran, log
 
 
-def assert_proved(ran: Ran, log: Path, image: str) -> None:
-    assert ran.status == 0, ran
-    begin = nanoseconds(ran.event("begun")["begin_time"])
-    end = begin + int(ran.event("begun")["hold_seconds"][0] * 1e9)
-    verdict = stamp.check(image, log, 1, t0=begin, t1=end)
-    assert verdict.is_good, verdict.wrong
-
-
-def of_kind(ran: Ran, name: str) -> list[dict[str, Any]]:  # Any: JSON
-    return [event for event in ran.events if event["event"] == name]
-
-
 def test_without_growth_or_brake_the_load_fills_it(at: Scene, origin: str) -> None:
     """So that the tests below can fail."""
     slow = at.slow(at.stage.disk(SIZE), write_ms=150)
@@ -79,10 +66,10 @@ def test_cow_file_grows_before_it_is_full(at: Scene, origin: str) -> None:
     slow = at.slow(at.stage.disk(SIZE), write_ms=150)
     ran, log = copy_under_load(at, origin, slow, "--cow", "4m", "--cow-max", "64m")
     assert_proved(ran, log, slow)
-    grown = of_kind(ran, "grown")
+    grown = ran.of_kind("grown")
     assert grown, "it did not grow"
     assert ran.event("ended")["cow_used_bytes"] > 4 << 20, "it would not have overflowed"
-    holds = [event for event in of_kind(ran, "hold") if event["reason"] == "grow"]
+    holds = [event for event in ran.of_kind("hold") if event["reason"] == "grow"]
     assert len(holds) == len(grown)
     assert longest(log) < LIMIT + SLACK
     shown = at.fork("show", "job").stdout
@@ -97,15 +84,15 @@ def test_brake_holds_writers_until_the_copy_is_done(
     options = ["--cow", "4m", "--on-full", "hold"] + (["--cow-max", cow_max] if cow_max else [])
     ran, log = copy_under_load(at, origin, slow, *options)
     assert_proved(ran, log, slow)
-    braked = of_kind(ran, "braked")
+    braked = ran.of_kind("braked")
     assert braked, "it was not braked"
     assert braked[0]["milliseconds"] > 0
     assert braked[-1]["milliseconds"] == 0
-    assert bool(of_kind(ran, "grown")) == (cow_max is not None)
+    assert bool(ran.of_kind("grown")) == (cow_max is not None)
     waited = longest(log)
     print(f"the longest write took {waited:.2f} s; {braked}")
     assert waited < LIMIT + SLACK
-    for hold in of_kind(ran, "hold"):
+    for hold in ran.of_kind("hold"):
         assert hold["seconds"] < LIMIT
     assert "braked:" in at.fork("show", "job").stdout
 
@@ -146,7 +133,7 @@ def test_forecast_warns_before_it_is_full(at: Scene, origin: str) -> None:
     with at.load(origin, pause=0.06, max_blocks=1):
         ran = at.run("copy", origin, slow, *JOB, "--cow", "2m")
     assert ran.status == 4, ran
-    (warned,) = [w["message"] for w in of_kind(ran, "warning") if "will be full" in w["message"]]
+    (warned,) = [w["message"] for w in ran.of_kind("warning") if "will be full" in w["message"]]
     assert "the point in time is lost then" in warned
     at_warning = next(n for n, event in enumerate(ran.events) if event["event"] == "warning")
     later = [event for event in ran.events[at_warning:] if event["event"] == "progress"]

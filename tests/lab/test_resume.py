@@ -33,6 +33,7 @@ from tests.lab.scene import (
     reload,
     scene,
     timed_write,
+    worker_pid,
 )
 from tests.lab.stage import sh
 
@@ -118,8 +119,7 @@ def kill_all(running: Running) -> None:
 
 
 def kill_worker(_running: Running) -> None:
-    (pid,) = helpers()
-    os.kill(pid, signal.SIGKILL)
+    os.kill(worker_pid(), signal.SIGKILL)
 
 
 INTERRUPTIONS: dict[str, Any] = {

@@ -303,6 +303,8 @@ class Torture:
         argv += ["--batch", self.chance.choice(["256k", "1m", "2m"])]
         argv += ["--chunk", self.chance.choice(["4k", "16k", "64k"])]
         argv += self.chance.choice([[], [], ["--verify"]])
+        argv += self.chance.choice([[], [], ["--order", "hot"], ["--order", "cow"]])
+        argv += self.chance.choice([[], [], ["--gate", "segment"], ["--no-retire"]])
         argv += [] if block else ["--rate", "10m"]
         self._image.unlink(missing_ok=True)
         return argv
