@@ -6,9 +6,9 @@ of these is told: what else the machine had to do then weighs on both sides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from benchmarks.methods import DMCOPY, METHODS, NBDCOPY, QEMU_IMG, RAW, SNAPSHOT_DD
 from benchmarks.samples import IDLE, LOAD, Latency, Run, Sample
@@ -142,7 +142,8 @@ def _memory_goals(run: Run) -> list[Goal]:
     ]
 
 
-def _cell(spread: Spread | None, form: str, scale: float = 1.0) -> str:
+def cell(spread: Spread | None, form: str, scale: float = 1.0) -> str:
+    """Give the median with the smallest and the largest, for a table."""
     if spread is None:
         return "-"
     return " ".join(
@@ -153,7 +154,8 @@ def _cell(spread: Spread | None, form: str, scale: float = 1.0) -> str:
     )
 
 
-def _grid(rows: Sequence[Sequence[str]]) -> list[str]:
+def grid(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Give the lines of a table."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -171,14 +173,14 @@ def _speed_table(run: Run, state: str) -> list[str]:
         rows.append(
             (
                 one.label,
-                _cell(times, ".3f"),
+                cell(times, ".3f"),
                 f"{size / MIB / times.middle:.0f}",
-                _cell(ratio(run, one.name, RAW, state, seconds), ".2f"),
-                _cell(spread(run, one.name, state, command_time), ".2f"),
+                cell(ratio(run, one.name, RAW, state, seconds), ".2f"),
+                cell(spread(run, one.name, state, command_time), ".2f"),
                 one.how,
             )
         )
-    return _grid(rows)
+    return grid(rows)
 
 
 def _latency_table(run: Run) -> list[str]:
@@ -191,13 +193,13 @@ def _latency_table(run: Run) -> list[str]:
     ]
     every = [one.baseline for one in run.samples if one.baseline is not None]
     if every:
-        cells = [_cell(Spread.of([get(one) for one in every]), form, x) for get, form, x in pick]
+        cells = [cell(Spread.of([get(one) for one in every]), form, x) for get, form, x in pick]
         rows.append(("(no copy)", cells[0], cells[1], cells[2], cells[3]))
     for method in METHODS:
-        cells = [_cell(latency(run, method.name, get), form, x) for get, form, x in pick]
+        cells = [cell(latency(run, method.name, get), form, x) for get, form, x in pick]
         if cells[0] != "-":
             rows.append((method.label, cells[0], cells[1], cells[2], cells[3]))
-    return _grid(rows)
+    return grid(rows)
 
 
 def _memory_table(run: Run) -> list[str]:
@@ -214,25 +216,40 @@ def _memory_table(run: Run) -> list[str]:
         )
         for one in run.memory
     ]
-    return _grid(rows)
+    return grid(rows)
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """Give a size in GiB, for a person."""
     return f"{size / (MIB << 10):.3g} GiB"
+
+
+def goal_lines(goals: Sequence[Goal]) -> list[str]:
+    """Say of each goal whether it was hit, and with what figure."""
+    words = {True: "hit ", False: "MISS", None: "-   "}
+    return [f"{words[goal.hit]}  {goal.text}: {goal.found}" for goal in goals]
+
+
+def machine_lines(machine: Mapping[str, Any], engine: str) -> list[str]:  # Any: JSON
+    """Describe what all was measured on."""
+    host, guest = machine["host"], machine["guest"]
+    return [
+        f"host: {host['cpu']}, {host['cores']} cores, {gib(host['memory_bytes'])}, "
+        f"Linux {host['kernel']}, load average {host['load_average'][0]:.1f} before, "
+        f"{host['load_average_after'][0]:.1f} after",
+        f"guest: {engine}, Linux {guest['kernel']}, {guest['cpus']} CPU, "
+        f"{gib(guest['memory_bytes'])}",
+        "tools: " + "; ".join(guest["versions"].values()),
+    ]
 
 
 def text(run: Run) -> str:
     """Give everything as plain text."""
-    setup, host, guest = run.setup, run.machine["host"], run.machine["guest"]
+    setup, host = run.setup, run.machine["host"]
     lines = [
-        f"dmcopy {host['commit']}, {host['date']}: copy of {_gib(setup['size_bytes'])} "
+        f"dmcopy {host['commit']}, {host['date']}: copy of {gib(setup['size_bytes'])} "
         f"between equal RAM disks, {rounds(run)} rounds (of {setup['rounds']}), rotating order",
-        f"host: {host['cpu']}, {host['cores']} cores, {_gib(host['memory_bytes'])}, "
-        f"Linux {host['kernel']}, load average {host['load_average'][0]:.1f} before, "
-        f"{host['load_average_after'][0]:.1f} after",
-        f"guest: {setup['engine']}, Linux {guest['kernel']}, {guest['cpus']} CPU, "
-        f"{_gib(guest['memory_bytes'])}",
-        "tools: " + "; ".join(guest["versions"].values()),
+        *machine_lines(run.machine, setup["engine"]),
         "",
         "Idle (median min..max; times dd: of the copy phase, median of the rounds' ratios)",
         *_speed_table(run, IDLE),
@@ -254,8 +271,6 @@ def text(run: Run) -> str:
     checked = [one.exact for one in run.samples if one.exact is not None]
     if checked:
         lines += ["", f"{sum(checked)} of {len(checked)} copies that were compared are exact"]
-    lines += ["", "Goals"]
-    words = {True: "hit ", False: "MISS", None: "-   "}
-    lines += [f"{words[goal.hit]}  {goal.text}: {goal.found}" for goal in goals(run)]
+    lines += ["", "Goals", *goal_lines(goals(run))]
     lines += [f"FAILED: {failure}" for failure in run.failures]
     return "\n".join(lines)

@@ -6,6 +6,7 @@ the window of a copy, which is shorter than the writer's run.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -29,17 +30,17 @@ class Load:
         """Know nothing yet."""
         self.started = 0.0
         self.warm = 0.0
-        self._log: list[tuple[float, float]] = []  # (time it ended, seconds it took)
+        self.log: list[tuple[float, float]] = []  # (time it ended, seconds it took)
 
     def read(self, path: Path) -> None:
         """Read the writer's log: when each write ended, and what it took."""
         for line in path.read_text().splitlines():
             at, took = line.split(",")
-            self._log.append((float(at), float(took)))
+            self.log.append((float(at), float(took)))
 
     def latency(self, begin: float, end: float) -> Latency | None:
         """Give the figures of a window, in time.time() seconds; None when nothing ended in it."""
-        took = sorted(seconds for at, seconds in self._log if begin <= at <= end)
+        took = sorted(seconds for at, seconds in self.log if begin <= at <= end)
         if not took:
             return None
         return Latency(
@@ -63,8 +64,9 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 def _writes(device: str) -> int:
     """Read how many writes a device has completed."""
-    name = Path(device).resolve().name
-    return int(Path(f"/sys/class/block/{name}/stat").read_text().split()[4])
+    number = os.stat(device).st_rdev
+    devno = f"{os.major(number)}:{os.minor(number)}"
+    return int(Path("/sys/dev/block", devno, "stat").read_text().split()[4])
 
 
 def _wait_for_writes(device: str) -> None:
@@ -75,19 +77,22 @@ def _wait_for_writes(device: str) -> None:
 
 
 @contextmanager
-def application(device: str, iops: int) -> Iterator[Load]:
-    """Write to *device* until the block ends; then the result can be asked."""
+def application(device: str, iops: int, *where: str, warm_up: float = WARM_UP) -> Iterator[Load]:
+    """Write to *device* until the block ends; then the result can be asked.
+
+    *where*: distribution and seed, as `benchmarks.writer` takes them.
+    """
     with tempfile.TemporaryDirectory() as name:
         log = Path(name, "log")
         load = Load()
         load.started = time.time()
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.writer", device, str(iops), str(log)],
+            [sys.executable, "-m", "benchmarks.writer", device, str(iops), str(log), *where],
             stdin=subprocess.DEVNULL,
         )
         try:
             _wait_for_writes(device)
-            time.sleep(WARM_UP)
+            time.sleep(warm_up)
             load.warm = time.time()
             yield load
         finally:

@@ -51,7 +51,7 @@ class Method:
     startup: Callable[[Devices], float] | None = field(default=None)
 
 
-def _program(argv: Sequence[str]) -> tuple[float, float, str]:
+def run_program(argv: Sequence[str]) -> tuple[float, float, str]:
     """Run a program; give when it began and ended, and its output."""
     began = time.time()
     done = subprocess.run(
@@ -83,24 +83,29 @@ def _dmcopy(*options: str) -> Callable[[Devices, str], Timed]:
     def run(devices: Devices, state: str) -> Timed:
         del state  # it makes its own point in time, idle or not
         began = time.time()
-        process = subprocess.Popen(
-            dmcopy_argv(devices, *options),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert process.stdout is not None
-        seen: list[tuple[float, dict[str, Any]]] = []  # Any: JSON
-        for line in process.stdout:
-            seen.append((time.time(), json.loads(line)))
-        status = process.wait()
-        ended = time.time()
-        if status or not seen or seen[-1][1].get("state") != "ended":
-            raise MethodFailed(f"dmcopy: status {status}: {seen[-1:]}")
-        return _from_events(seen, began, ended)
+        seen = dmcopy_events(devices, *options)
+        return from_events(seen, began, time.time())
 
     return run
 
 
-def _from_events(seen: list[tuple[float, dict[str, Any]]], began: float, ended: float) -> Timed:
+def dmcopy_events(devices: Devices, *options: str) -> list[tuple[float, dict[str, Any]]]:
+    """Run dmcopy; give its events, and when each came."""
+    process = subprocess.Popen(
+        dmcopy_argv(devices, *options),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    seen: list[tuple[float, dict[str, Any]]] = []  # Any: JSON
+    for line in process.stdout:
+        seen.append((time.time(), json.loads(line)))
+    status = process.wait()
+    if status or not seen or seen[-1][1].get("state") != "ended":
+        raise MethodFailed(f"dmcopy: status {status}: {seen[-1:]}")
+    return seen
+
+
+def from_events(seen: list[tuple[float, dict[str, Any]]], began: float, ended: float) -> Timed:
     """Read the times off the events; the copy's own is the worker's, its last flush included."""
     begin = end = 0.0
     last = seen[-1][1]
@@ -123,11 +128,13 @@ def _from_events(seen: list[tuple[float, dict[str, Any]]], began: float, ended: 
 # peers
 
 
-def _dd_argv(source: str, destination: str) -> list[str]:
+def dd_argv(source: str, destination: str) -> list[str]:
+    """Give dd's command line."""
     return ["dd", f"if={source}", f"of={destination}", "bs=4M", "iflag=direct", "oflag=direct"]
 
 
-def _dd_seconds(output: str) -> float:
+def dd_seconds(output: str) -> float:
+    """Read what dd says that it took."""
     found = re.search(r"copied, ([0-9.e-]+) s", output)
     if found is None:
         raise MethodFailed(f"dd said no time: {output}")
@@ -136,9 +143,9 @@ def _dd_seconds(output: str) -> float:
 
 def _raw_dd(devices: Devices, state: str) -> Timed:
     del state
-    began, ended, output = _program(_dd_argv(devices.data, devices.destination))
+    began, ended, output = run_program(dd_argv(devices.data, devices.destination))
     return Timed(
-        command_seconds=ended - began, copy_seconds=_dd_seconds(output), window=(began, ended)
+        command_seconds=ended - began, copy_seconds=dd_seconds(output), window=(began, ended)
     )
 
 
@@ -146,10 +153,10 @@ def _snapshot_dd(devices: Devices, state: str) -> Timed:
     del state
     start = time.time()
     with devices.snapshot() as snapshot:
-        began, ended, output = _program(_dd_argv(snapshot, devices.destination))
+        began, ended, output = run_program(dd_argv(snapshot, devices.destination))
     return Timed(
         command_seconds=time.time() - start,
-        copy_seconds=_dd_seconds(output),
+        copy_seconds=dd_seconds(output),
         window=(began, ended),
     )
 
@@ -161,9 +168,9 @@ def _peer(argv: Callable[[str, str], list[str]]) -> Callable[[Devices, str], Tim
         start = time.time()
         if state == LOAD:
             with devices.snapshot() as snapshot:
-                began, ended, _ = _program(argv(snapshot, devices.destination))
+                began, ended, _ = run_program(argv(snapshot, devices.destination))
         else:
-            began, ended, _ = _program(argv(devices.data, devices.destination))
+            began, ended, _ = run_program(argv(devices.data, devices.destination))
         return Timed(
             command_seconds=time.time() - start,
             copy_seconds=ended - began,
@@ -176,13 +183,14 @@ def _peer(argv: Callable[[str, str], list[str]]) -> Callable[[Devices, str], Tim
 def _startup(argv: Callable[[str, str], list[str]]) -> Callable[[Devices], float]:
     def run(devices: Devices) -> float:
         with devices.tiny() as (source, destination):
-            began, ended, _ = _program(argv(source, destination))
+            began, ended, _ = run_program(argv(source, destination))
         return ended - began
 
     return run
 
 
-def _qemu_img_argv(source: str, destination: str) -> list[str]:
+def qemu_img_argv(source: str, destination: str) -> list[str]:
+    """Give qemu-img's command line."""
     return [
         "qemu-img", "convert", "-n", "-t", "none", "-T", "none", "-W", "-m", "8",
         "-f", "raw", "-O", "raw", source, destination,
@@ -260,9 +268,9 @@ METHODS: Final = (
         name=QEMU_IMG,
         label="qemu-img convert",
         how="kernel's snapshot under load",
-        command=" ".join(_qemu_img_argv("SOURCE", "/dev/ram1")),
-        run=_peer(_qemu_img_argv),
-        startup=_startup(_qemu_img_argv),
+        command=" ".join(qemu_img_argv("SOURCE", "/dev/ram1")),
+        run=_peer(qemu_img_argv),
+        startup=_startup(qemu_img_argv),
     ),
     Method(
         name=NBDCOPY,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
 from typing import Final
 
+from benchmarks.drawing import FAINT, GREY, INK, Drawing
 from benchmarks.figures import MIB, Spread, command_time, copy_time, latency, ratio, rounds, spread
 from benchmarks.methods import DMCOPY, DMCOPY_SHA256, METHODS, RAW
 from benchmarks.samples import IDLE, LOAD, Run
 
-_WIDTH: Final = 980
 _LABELS: Final = 150  # for the names at the left
 _PANEL: Final = 250
 _GAP: Final = 22
@@ -18,57 +17,19 @@ _TOP: Final = 96
 _ROW: Final = 34
 _OURS: Final = "#1f6feb"
 _THEIRS: Final = "#8b949e"
-_INK: Final = "#24292f"
-_FAINT: Final = "#d0d7de"
-
-
-class _Drawing:
-    def __init__(self, height: int) -> None:
-        self.parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-            f'width="{_WIDTH}" height="{height}" '
-            'font-family="system-ui, Segoe UI, Helvetica, Arial, sans-serif" font-size="12">',
-            f'<rect width="{_WIDTH}" height="{height}" rx="6" fill="#ffffff"/>',
-        ]
-
-    def text(
-        self, x: float, y: float, said: str, *, size: int = 12, anchor: str = "start",
-        fill: str = _INK, bold: bool = False,
-    ) -> None:  # fmt: skip
-        weight = ' font-weight="600"' if bold else ""
-        self.parts.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" '
-            f'fill="{fill}"{weight}>{escape(said)}</text>'
-        )
-
-    def line(self, x1: float, y1: float, x2: float, y2: float, *, ink: str, dash: str = "") -> None:
-        dashes = f' stroke-dasharray="{dash}"' if dash else ""
-        self.parts.append(
-            f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
-            f'stroke="{ink}"{dashes}/>'
-        )
-
-    def bar(self, x: float, y: float, width: float, *, fill: str) -> None:
-        self.parts.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0.5):.1f}" height="14" rx="2" '
-            f'fill="{fill}"/>'
-        )
-
-    def end(self) -> str:
-        return "\n".join([*self.parts, "</svg>"]) + "\n"
 
 
 def svg(run: Run) -> str:
     """Give the picture: throughput when idle, under load, and what the application felt."""
     height = _TOP + _ROW * len(METHODS) + 62
-    drawing = _Drawing(height)
+    drawing = Drawing(height)
     size, host = run.setup["size_bytes"], run.machine["host"]
     drawing.text(16, 28, "Copying a live block device", size=17, bold=True)
     drawing.text(
         16, 48,
         f"{size / (MIB << 10):g} GiB between equal RAM disks, one CPU, "
         f"{rounds(run)} rounds; bars: medians, whiskers: smallest and largest",
-        fill="#57606a",
+        fill=GREY,
     )  # fmt: skip
     for row, method in enumerate(METHODS):
         ours = method.name in (DMCOPY, DMCOPY_SHA256)
@@ -96,13 +57,13 @@ def svg(run: Run) -> str:
             16, height - 34,
             f"Throughput is of the copy phase; dmcopy's whole command took {whole.middle:.1f} s, "
             f"{moved.middle:.2f} s of it copying: start-up is slow in this guest.",
-            fill="#57606a",
+            fill=GREY,
         )  # fmt: skip
     drawing.text(
         16, height - 16,
         f"{host['cpu']}, guest {run.setup['engine']} Linux {run.machine['guest']['kernel']}; "
         "docs/benchmarks.md says how, and what was missed",
-        fill="#57606a",
+        fill=GREY,
     )  # fmt: skip
     return drawing.end()
 
@@ -115,13 +76,13 @@ def _times(spread_: Spread | None, factor: float) -> Spread | None:
 
 
 def _panel(
-    drawing: _Drawing, column: int, title: str, unit: str, *,
+    drawing: Drawing, column: int, title: str, unit: str, *,
     of: Callable[[str], Spread | None], form: str, mark: float | None = None,
 ) -> None:  # fmt: skip
     left = _LABELS + column * (_PANEL + _GAP)
     bottom = _TOP + _ROW * len(METHODS)
     drawing.text(left, _TOP - 22, title, bold=True, size=13)
-    drawing.text(left, _TOP - 7, unit, fill="#57606a", size=11)
+    drawing.text(left, _TOP - 7, unit, fill=GREY, size=11)
     found = {one.name: of(one.name) for one in METHODS}
     known = [one for one in found.values() if one is not None]
     if not known:
@@ -129,23 +90,23 @@ def _panel(
     # a single very slow run may leave the panel; its whisker ends in an arrow
     full = max(max(one.middle for one in known) * 1.6, mark or 0.0)
     width = _PANEL - 58
-    drawing.line(left, _TOP, left, bottom, ink=_FAINT)
+    drawing.line(left, _TOP, left, bottom, ink=FAINT)
     if mark is not None:
         at = left + width * mark / full
-        drawing.line(at, _TOP, at, bottom, ink="#57606a", dash="3 3")
+        drawing.line(at, _TOP, at, bottom, ink=GREY, dash="3 3")
     for row, method in enumerate(METHODS):
         one, y = found[method.name], _TOP + row * _ROW + 10
         if one is None:
-            drawing.text(left + 4, y + 11, "-", fill="#57606a")
+            drawing.text(left + 4, y + 11, "-", fill=GREY)
             continue
         ours = method.name in (DMCOPY, DMCOPY_SHA256)
         drawing.bar(left, y, width * one.middle / full, fill=_OURS if ours else _THEIRS)
         low, high = (left + width * min(value / full, 1.0) for value in (one.low, one.high))
-        drawing.line(low, y + 7, high, y + 7, ink=_INK)
-        drawing.line(low, y + 4, low, y + 10, ink=_INK)
+        drawing.line(low, y + 7, high, y + 7, ink=INK)
+        drawing.line(low, y + 4, low, y + 10, ink=INK)
         if one.high <= full:
-            drawing.line(high, y + 4, high, y + 10, ink=_INK)
+            drawing.line(high, y + 4, high, y + 10, ink=INK)
         else:
-            drawing.line(high - 4, y + 3, high, y + 7, ink=_INK)
-            drawing.line(high - 4, y + 11, high, y + 7, ink=_INK)
+            drawing.line(high - 4, y + 3, high, y + 7, ink=INK)
+            drawing.line(high - 4, y + 11, high, y + 7, ink=INK)
         drawing.text(left + width + 8, y + 11, form.format(one.middle), size=11, bold=ours)

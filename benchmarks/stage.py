@@ -32,6 +32,7 @@ _TOOLS: Final = (
     ("qemu-img", "--version"),
     ("nbdcopy", "--version"),
     ("dmsetup", "version"),
+    ("lvm", "version"),
     ("python3", "--version"),
 )
 
@@ -40,7 +41,8 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _machine() -> dict[str, object]:
+def machine() -> dict[str, object]:
+    """Describe the guest."""
     versions = {}
     for argv in _TOOLS:
         said = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
@@ -153,7 +155,7 @@ def main(argv: Sequence[str]) -> int:
     run = Run()
     started = time.monotonic()
     with ram_disks(options.size) as devices:
-        run.machine = _machine()
+        run.machine = machine()
         _say(f"devices are there after {time.monotonic() - started:.0f} s")
         if options.memory_seconds:
             _memory(run, options, devices)
