@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import figures, forecast, impact, plot, recorder
+from benchmarks import figures, forecast, impact, ordering, plot, recorder
 from benchmarks.host import GIB, finish, install, measure_in_guest
 from benchmarks.methods import METHODS
 from benchmarks.samples import Run
@@ -38,6 +38,7 @@ def _options() -> argparse.ArgumentParser:
     )  # fmt: skip
     verb.add_argument("--out", type=Path, default=forecast.REPORT, metavar="FILE")
     impact.add_options(verbs.add_parser("impact", help="what the application feels of a copy"))
+    verbs.add_parser("order", help="what --order hot saves on long copies: a simulation")
     verb = verbs.add_parser("show", help="table and plot again, from the JSON file of a run")
     verb.add_argument("file", type=Path)
     return parser
@@ -56,6 +57,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         if options.verb == "forecast":
             return forecast.main(out=options.out, again=options.record, only=options.only)
+        if options.verb == "order":
+            return ordering.main()
         if options.verb == "impact":
             return impact.measure(options)
         return measure(options)
