@@ -1,4 +1,4 @@
-"""``python -m benchmarks order``: what ``--order hot`` saves on copies that are too long to measure.
+"""``python -m benchmarks order``: what ``--order hot`` saves on copies too long to measure.
 
 A simulation: the order is made by the program's own code (`core.order`, `core.segment`), the
 writes and the copy's pace are made up as in `benchmarks impact`.  Reads no device.
