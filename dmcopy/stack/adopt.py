@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dmcopy.core.extent import Extent
+from dmcopy.core.extent import Extent, merge
 from dmcopy.core.table import Row, Table
 from dmcopy.core.targets.delay import Delay
 from dmcopy.core.targets.linear import Linear
@@ -125,7 +125,8 @@ def _path(
     below = [*(info.devno for info in layers[1:]), None]
     for info, under in zip(layers, below, strict=True):
         unsaved += _unsaved(_table(dm, info.name), info.name, source.devno, under)
-    return live, unsaved, True
+    # the gate's table may be ahead of the brake's: what passes by in either is not saved
+    return live, merge(unsaved), True
 
 
 def _unsaved(table: Table, name: str, source: str, under: str | None) -> list[Extent]:

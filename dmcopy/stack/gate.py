@@ -129,7 +129,14 @@ def _passing(source: str, retired: Sequence[Extent]) -> list[_Line]:
 
 
 def _table(lines: Iterable[_Line]) -> Table:
-    return Table.of(*(target for _, target in sorted(lines, key=lambda line: line[0])))
+    """Lay the lines end to end; a table in which one were not where it belongs is not made."""
+    ordered = sorted(lines, key=lambda line: line[0])
+    at = Sectors(0)
+    for extent, _ in ordered:
+        if extent.start != at:
+            raise ValueError(f"the lines of a table meet at {at}, not at {extent.start}: {ordered}")
+        at = extent.end
+    return Table.of(*(target for _, target in ordered))
 
 
 def leads_to_ours(table: Table, source: str, layers: Iterable[str], length: Sectors) -> bool:

@@ -247,7 +247,7 @@ def test_table_replaced_by_a_stranger_is_left_alone(at: Scene, slow: str) -> Non
         running = in_mid_copy(at, origin, slow)
         reload(origin, strange)
         said = failed(running.ended(), 4, "point-in-time-lost")
-        assert "the origin's table was replaced by '0 32768 linear" in said
+        assert "was replaced by '0 32768 linear" in said
         at.assert_clean(origin, strange)
 
 
