@@ -18,7 +18,7 @@ from dmcopy.core import geometry
 from dmcopy.core.extent import Extent
 from dmcopy.core.forecast import Forecast, Outlook
 from dmcopy.core.order import Policy
-from dmcopy.errors import DmcopyError, DmFailed, Interrupted
+from dmcopy.errors import DmcopyError, DmFailed, Interrupted, PointInTimeLost
 from dmcopy.jobs.account import Account
 from dmcopy.jobs.cow_watch import CowWatch, Steer
 from dmcopy.jobs.gating import Gating
@@ -130,7 +130,7 @@ class Upkeep:
     # while it copies
 
     def start(self, worker: WorkerLink) -> None:
-        """Begin; *worker* copies from now on.  Raises what `Gating.start` raises."""
+        """Begin; *worker* copies from now on.  Raises `PointInTimeLost`."""
         self._worker = worker
         origin = self._origin()
         if origin is None:
@@ -158,7 +158,13 @@ class Upkeep:
                 hold_limit=spec.hold_limit,
                 clock=self._clock,
             )
-        elif self._prepared.retires[0]:
+        gating = self._gating
+        # with a gate the brake's devices are there: holding everything is another table for them
+        make_brake = (lambda: gating.brake) if gating is not None else brake
+        self._watch = self._watcher(dm, make_brake if spec.on_full == "hold" else None)
+        if gating is not None and not self._starts(gating):
+            self._gating = None
+        if self._gating is None and self._prepared.retires[0]:
             retire = Retire(
                 dm,
                 job=spec.name,
@@ -169,12 +175,17 @@ class Upkeep:
             self._retiring = Retiring(
                 retire, self._retire, teller.hold, teller.warn, clock=self._clock
             )
-        gating = self._gating
-        # with a gate the brake's devices are there: holding everything is another table for them
-        make_brake = (lambda: gating.brake) if gating is not None else brake
-        self._watch = self._watcher(dm, make_brake if spec.on_full == "hold" else None)
-        if gating is not None:
+
+    def _starts(self, gating: Gating) -> bool:
+        """Put the gate in; tell whether it is there.  Without one the copy is as right."""
+        try:
             gating.start()
+        except (PointInTimeLost, Interrupted):
+            raise
+        except DmcopyError as exc:
+            self._teller.warn(f"no segment is gated, what is written is saved: {exc}")
+            return False
+        return True
 
     def tick(self) -> None:
         """Look at everything for which it is time."""
