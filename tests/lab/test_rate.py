@@ -83,7 +83,7 @@ def test_cap_of_the_host_holds_for_all_jobs_together(at: Scene) -> None:
 
 def test_auto_backs_off_while_the_sources_writes_are_slow(at: Scene) -> None:
     # as fast as it goes it takes some ten seconds, however fast the machine is
-    disk, target = at.stage.disk(LARGE), at.slow(at.stage.disk(LARGE), write_ms=200)
+    disk, target = at.stage.disk(LARGE), at.slow(at.stage.disk(LARGE), write_ms=10)
     under = at.slow(disk)
     source = at.origin(under=under)
     harness.write_device(source, harness.pattern(MIB) * LARGE)
