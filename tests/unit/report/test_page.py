@@ -338,6 +338,13 @@ def _histories(draw: st.DrawFn) -> History:
     return history
 
 
+def test_latency_that_is_next_to_nothing_is_no_measure() -> None:
+    history = History(Sectors(80), Sectors(8))
+    for phase, seconds in (("before", 5e-324), ("copy", 6.0)):
+        history.add(Sample(at=0.0, phase=phase, span=1.0, writes=1, write_seconds=seconds))
+    assert "inf times" not in page(made_up.subject(history=history, ended=None, tone="busy"))
+
+
 @settings(max_examples=20, deadline=None, phases=[Phase.generate])  # shrinking takes minutes
 @given(history=_histories())
 def test_any_history_gives_a_well_formed_page(history: History) -> None:
