@@ -153,8 +153,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         type=size,
         default=DEFAULT_BATCH,
         metavar="SIZE",
-        help="make the copy durable after this much, or after 5 seconds, whichever comes first: "
-        f"what an interruption costs at most (default: {format_size(DEFAULT_BATCH)})",
+        help="make the copy durable, and retire it, after this much, or after 5 seconds (less "
+        "where that costs little), whichever comes first: what an interruption costs at most "
+        f"(default: {format_size(DEFAULT_BATCH)})",
     )
     parser.add_argument(
         "--rate",

@@ -34,7 +34,6 @@ from dmcopy.jobs.upkeep import Upkeep, wants_counts
 from dmcopy.units import Bytes, Sectors, to_sectors
 
 _NOTE_SECONDS: Final = 1.0  # how often the progress goes to the journal
-_COUNT_SECONDS: Final = 0.5  # how often the worker is told where the application writes
 _KNOWN_SECONDS: Final = 1.0  # that writes are counted before the begin time
 _AFTER_SECONDS: Final = 1.0  # how long what comes after the copy is looked at, at most ...
 _AFTER_SHARE: Final = 0.02  # ... and for a short one
@@ -215,7 +214,8 @@ class Conductor:
 
     @property
     def _is_all_done(self) -> bool:
-        return sum(run.extent.length for run in self.runs) == self._prepared.source.length
+        durable = sum(run.extent.length for run in self._runs.values())
+        return durable == self._prepared.source.length
 
     def _look(self, *, last: bool = False) -> None:
         """Take a look for the history."""

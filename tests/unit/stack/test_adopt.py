@@ -17,6 +17,7 @@ from dmcopy.stack.names import Role, device_name, device_uuid
 from dmcopy.stack.recover import Remains
 from dmcopy.units import Sectors
 from tests.unit.fake_dm import FakeDm
+from tests.unit.stack.no_dead_man import NoDeadMan
 
 LENGTH = Sectors(8192)
 ORIGINAL = Table.parse(f"0 {LENGTH} linear 8:0 0")
@@ -26,25 +27,6 @@ class Dm(FakeDm):
     def status(self, name: str, *, flush: bool = True) -> list[DmStatus]:
         assert name == device_name("j", Role.SNAP)
         return [DmStatus(0, LENGTH, "snapshot", "16/4096 16")]
-
-
-class NoDeadMan:
-    fired = False
-
-    def __init__(self, names: Sequence[str], *, limit: float) -> None:
-        del names, limit
-
-    def __enter__(self) -> NoDeadMan:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def arm(self) -> None:
-        return
-
-    def disarm(self) -> None:
-        return
 
 
 def extent(start: int, end: int) -> Extent:

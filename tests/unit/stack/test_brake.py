@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 
 from dmcopy.core.extent import Extent
@@ -18,6 +16,7 @@ from dmcopy.stack.names import Role, device_name, device_uuid
 from dmcopy.stack.standby import Standby
 from dmcopy.units import Sectors
 from tests.unit.fake_dm import FakeDm
+from tests.unit.stack.no_dead_man import NoDeadMan
 
 LENGTH, SEGMENT = 2048, 256
 SOURCE, GATE, BRAKE, METER = (
@@ -55,28 +54,6 @@ class Dm(FakeDm):
             f"{at}+{SEGMENT}" + " 0" * 8 + f" {self._count(at, SEGMENT)}" + " 0" * 4
             for at in range(0, LENGTH, SEGMENT)
         )
-
-
-class NoDeadMan:
-    """A unit test starts no process."""
-
-    fired = False
-    is_alive = True
-
-    def __init__(self, names: Sequence[str], *, limit: float) -> None:
-        assert limit == 2.0
-
-    def __enter__(self) -> NoDeadMan:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def arm(self) -> None:
-        return
-
-    def disarm(self) -> None:
-        return
 
 
 class Watcher(Standby):
