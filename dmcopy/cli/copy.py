@@ -17,7 +17,7 @@ from dmcopy.cli.common import (
 )
 from dmcopy.cli.running import Report, detached, report_for, run_job
 from dmcopy.core.events import Planned
-from dmcopy.core.order import Policy
+from dmcopy.core.order import POLICIES, Policy
 from dmcopy.core.rate import Rate
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
@@ -115,8 +115,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--order",
-        choices=list(Policy),
-        default=Policy.SEQUENTIAL,
+        choices=POLICIES,
+        default=POLICIES[0],
         help="what is copied first: the image from its beginning; what is written the most (hot); "
         "or what fills the COW device the most (cow) (default: %(default)s; while it runs: dmcopy "
         "order JOB)",
@@ -230,7 +230,7 @@ def _spec(name: str, arguments: argparse.Namespace) -> CopySpec:
         on_full=arguments.on_full,
         retire=arguments.retire,
         keep=arguments.keep,
-        order=arguments.order,
+        order=Policy(arguments.order),
         gate=arguments.gate,
         hold_start=arguments.hold_start,
         chunk=arguments.chunk,

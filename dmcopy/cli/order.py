@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from dmcopy.cli.common import Commands, Context
 from dmcopy.core.extent import Extent
-from dmcopy.core.order import Policy
+from dmcopy.core.order import POLICIES, Policy
 from dmcopy.errors import Refused, UsageError
 from dmcopy.jobs.control import ask
 from dmcopy.jobs.host import Host
@@ -69,7 +69,7 @@ def add(commands: Commands) -> None:
         help="copy these, also if the job is paused, then pause",
     )
     parser.add_argument(
-        "--by", choices=list(Policy), help="in which order the rest is copied (copy --order)"
+        "--by", choices=POLICIES, help="in which order the rest is copied (copy --order)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, on stdout")
     parser.set_defaults(run=run)

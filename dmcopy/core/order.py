@@ -34,6 +34,9 @@ class Policy(StrEnum):
     COW = "cow"
 
 
+POLICIES: Final = tuple(policy.value for policy in Policy)  # as the user writes them
+
+
 class Heat:
     """How much happens in each area of an image, of late."""
 

@@ -222,3 +222,13 @@ def test_every_exit_status_is_in_the_help_and_the_readme(
 @pytest.mark.parametrize("source", ["/dev/mapper/vg-lv", "/dev/disk/by-id/a:b c", "///", "/dev/ä"])
 def test_default_name_can_be_a_job_name(source: str) -> None:
     assert check_job(default_name(source))
+
+
+@pytest.mark.parametrize(
+    "words", [("copy", "/dev/x", "/y", "--order", "fast"), ("order", "j", "--by", "fast")]
+)
+def test_order_that_there_is_not_is_told_in_the_users_words(
+    words: tuple[str, ...], context: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words, context) == 2
+    assert "(choose from 'sequential', 'hot', 'cow')" in capsys.readouterr().err
