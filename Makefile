@@ -16,6 +16,8 @@ help:
 	@echo 'make shell     a shell in a guest (ENGINE=uml or qemu)'
 	@echo 'make bench     the benchmarks, in a guest'
 	@echo 'make install   only install what is missing'
+	@echo 'make man       the man page, and completion for bash and zsh, in dist/man'
+	@echo 'make deb       the Debian package, in dist'
 	@echo 'make clean     remove what these made in the checkout'
 	@echo 'Installed where missing: from Debian: the tools of device-mapper, LVM, md and file'
 	@echo 'systems, fio, user-mode-linux, QEMU (test, lab-qemu); from PyPI, in .venv: setup.cfg.'
@@ -61,8 +63,14 @@ shell: install-$(ENGINE)
 bench: install-uml
 	@$(VENV)/python -m benchmarks copy
 
+man: install-uml
+	@$(VENV)/python -m lab.manual dist/man
+
+deb: install-uml
+	@$(VENV)/python -m lab.deb dist
+
 clean:
 	rm -rf .lab .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find dmcopy lab tests -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help install install-uml install-qemu demo test unit lint lab-uml lab-qemu soak shell bench clean
+.PHONY: help install install-uml install-qemu demo test unit lint lab-uml lab-qemu soak shell bench man deb clean

@@ -82,8 +82,8 @@ class LeftBehind(DmcopyError):
     exit_status = 6
     kind = "left-behind"
 
-    def __init__(self, left: Sequence[str], *, job: str | None = None) -> None:
-        mend = f"dmcopy rescue {job}" if job else "dmcopy rescue"
+    def __init__(self, left: Sequence[str], *, job: str | None = None, mend: str = "") -> None:
+        mend = mend or (f"dmcopy rescue {job}" if job else "dmcopy rescue")
         super().__init__(f"left behind: {'; '.join(left)}; run: {mend}")
         self.left = tuple(left)
 
@@ -92,6 +92,12 @@ class HoldLimitExceeded(DmcopyError):
     """Holding the origin's writes took longer than allowed; the hold was given up."""
 
     kind = "hold-limit"
+
+
+class HookFailed(DmcopyError):
+    """A hook, or what it held, was not there at the begin time; nothing was begun."""
+
+    kind = "hook"
 
 
 class CowCannotGrow(DmcopyError):
@@ -180,3 +186,13 @@ class JournalDamaged(DmcopyError):
         )
         self.path = path
         self.what = what
+
+
+class IdentityFailed(DmcopyError):
+    """The copy is complete, but what was to give it an identity of its own failed.
+
+    Its identity is its source's, or half changed: the message says which.
+    """
+
+    exit_status = 7
+    kind = "identity"

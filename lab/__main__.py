@@ -25,6 +25,10 @@ def _options() -> argparse.ArgumentParser:
     guest.add_argument("--memory", default="1536M", metavar="SIZE")
     guest.add_argument("--artefacts", type=Path, metavar="DIR")
     guest.add_argument("--no-udev", action="store_true", help="leave systemd-udevd out")
+    guest.add_argument("--systemd", action="store_true", help="with systemd as first process")
+    guest.add_argument(
+        "--overlay", type=Path, metavar="DIR", help="files to lay over the guest's root"
+    )
     verb = verbs.add_parser("run", parents=[guest], help="run a command, give its exit status")
     verb.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
     verb.add_argument("--tty", action="store_true", help="give the command a terminal")
@@ -68,6 +72,8 @@ def main(argv: Sequence[str]) -> int:
             artefacts=options.artefacts,
             tty=options.verb == "shell" or options.tty,
             udev=not options.no_udev,
+            systemd=options.systemd,
+            overlay=options.overlay,
         )
     except LabError as exc:
         print(f"lab: {exc}", file=sys.stderr)

@@ -30,6 +30,7 @@ class Promise(NamedTuple):
     guest: bool = True  # makes sense only where there is a guest to lose
     seconds: float = 0.0  # time limit, if not the engine's
     cut: bool = False  # the power is cut when the command makes the file "cut"
+    systemd: bool = False
 
 
 PROMISES: Final = (
@@ -40,6 +41,12 @@ PROMISES: Final = (
     Promise("a guest that switches itself off is no pass", _SYSRQ % "o", NO_STATUS),
     Promise("a guest that hangs ends at its time limit", "sleep 900", TIME_LIMIT, seconds=12.0),
     Promise("a command that is killed is no pass", "kill -KILL $$", 128 + 9, guest=False),
+    Promise(
+        "a guest with systemd gives the command's status",
+        'test "$(cat /proc/1/comm)" = systemd && systemctl is-active basic.target && exit 9',
+        9,
+        systemd=True,
+    ),
     Promise("a power cut is told and ends all", '>"$LAB_ARTEFACTS/cut"; sleep 900', CUT, cut=True),
 )
 
@@ -79,6 +86,7 @@ def _check(engine: str, promise: Promise) -> Outcome:
             artefacts=base / "artefacts",
             quiet=True,
             cut=wants_cut.exists if promise.cut else None,
+            systemd=promise.systemd,
         )
         shutil.rmtree(base / "artefacts")
         fault = ""
@@ -97,6 +105,8 @@ def check(engines: Sequence[str], *, brief: bool) -> list[Outcome]:
     for engine in engines:
         for promise in PROMISES[:2] if brief else PROMISES:
             if promise.guest and engine == "host":
+                continue
+            if promise.systemd and engine != "uml":
                 continue
             outcome = _check(engine, promise)
             outcomes.append(outcome)

@@ -293,18 +293,25 @@ def run(
     udev: bool = True,
     quiet: bool = False,
     cut: Callable[[], bool] | None = None,
+    systemd: bool = False,
+    overlay: Path | None = None,
 ) -> Result:
     """Run *command* in a guest and wait for it; its output appears on our stdout as it comes.
 
     *timeout* is in seconds and covers the boot.  *cut* is asked every 10 ms; when it gives True
     all of the guest is killed at that moment, as by a power failure: nothing is synced, and what
     its disks' files hold then is what they hold when this returns; nobody has them open.
+    With *systemd* the guest's first process is systemd, and the command is run when basic.target
+    is reached; *overlay* is a directory whose files are laid over the guest's root before (its
+    ``/etc/fstab`` is empty otherwise).
     Raises `LabError` when the engine is not installed or a disk is not there; whatever the guest
     does is in the result.
     """
     chosen = engine_of(engine)
     if cut is not None and engine not in GUESTS:
         raise LabError(f"engine {engine} has no power to cut")
+    if systemd and engine != "uml":
+        raise LabError(f"engine {engine} does not boot systemd")
     if need := chosen.missing():
         raise LabError(f"engine {engine} needs {', '.join(need)}: python -m lab install")
     started = time.monotonic()
@@ -329,6 +336,7 @@ def run(
         (directory / "command").write_text(script(command, variables, cwd or Path.cwd()))
         settings = {
             "LAB_UDEV": str(int(udev)),
+            "LAB_SYSTEMD": str(int(systemd)),
             "LAB_SHARE": str(artefacts),
             "LAB_ROWS": str(job.terminal.rows if job.terminal else 24),
             "LAB_COLUMNS": str(job.terminal.columns if job.terminal else 80),
@@ -336,7 +344,10 @@ def run(
         } | chosen.settings(job)
         lines = [f"{name}={shlex.quote(value)}\n" for name, value in settings.items()]
         (directory / "settings").write_text("".join(lines))
-        shutil.copy(Path(__file__).with_name("guest.sh"), directory / "guest.sh")
+        for name in ("guest.sh", "systemd.sh"):
+            shutil.copy(Path(__file__).with_name(name), directory / name)
+        if overlay is not None:
+            shutil.copytree(overlay, directory / "overlay", symlinks=True)
         job.output.touch()
         job.console.touch()
 

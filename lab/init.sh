@@ -4,6 +4,7 @@
 #
 #   settings   shell assignments: LAB_UDEV (0|1), LAB_TTY (device or empty), LAB_SHARE (directory)
 #   guest.sh   what every engine does from here on (lab/guest.sh)
+#   systemd.sh with LAB_SYSTEMD=1: becomes systemd, which runs guest.sh when the machine is up
 #
 # The root is the host's, by hostfs.  It must stay read-only: hostfs *is* the host's file
 # system, and whatever were written there would be written on the host.
@@ -51,6 +52,7 @@ exec chroot . /bin/sh -c '
     . /run/lab/job/settings
     mkdir -p "$LAB_SHARE"
     mount -t hostfs -o "$LAB_SHARE" share "$LAB_SHARE" || echo "lab: cannot mount $LAB_SHARE"
+    [ "$LAB_SYSTEMD" = 0 ] || exec /bin/sh /run/lab/job/systemd.sh
     /bin/sh /run/lab/job/guest.sh
     echo o >/proc/sysrq-trigger
     sleep 60'

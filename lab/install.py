@@ -10,29 +10,41 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from lab import qemu
+from lab import prometheus, qemu
 from lab.guest import CHECKOUT, LabError
 
 # What the tests use, in a guest or on the host.
 COMMON: Final = (
-    "chromium", "dmsetup", "e2fsprogs", "fio", "iproute2", "kmod", "libnbd-bin", "lvm2", "mdadm",
-    "nbdkit", "udev", "util-linux", "xfsprogs",
+    "btrfs-progs", "chromium", "cryptsetup-bin", "dmsetup", "dosfstools", "e2fsprogs", "fdisk",
+    "fio", "iproute2", "kmod", "libnbd-bin", "lvm2", "mariadb-client-core", "mariadb-server-core",
+    "mdadm", "nbdkit", "open-iscsi", "openssh-client", "openssh-server", "postgresql", "systemd",
+    "tgt", "thin-provisioning-tools", "tmux", "udev", "util-linux", "xfsprogs",
+)  # fmt: skip
+# What the Debian package is built, checked and run with, and the man page and completions read.
+PACKAGING: Final = (
+    "debhelper", "dh-python", "dpkg-dev", "groff-base", "lintian", "pybuild-plugin-pyproject",
+    "python3-all", "python3-psutil", "python3-pyudev", "python3-rich", "python3-setuptools",
+    "python3-sh", "python3-tomlkit", "zsh",
+    # what Ansible needs of a host: to install a package there, to make a virtual environment
+    "python3-apt", "python3-venv",
 )  # fmt: skip
 ENGINES: Final = {
     "uml": ("user-mode-linux", "gcc", "libc6-dev"),
     "qemu": ("qemu-system-x86", "qemu-utils", "busybox-static"),
     "host": (),
 }
+_POLICY: Final = Path("/usr/sbin/policy-rc.d")
 _VENV: Final = CHECKOUT / ".venv"
 
 
 def packages(engines: Iterable[str]) -> list[str]:
     """Name the Debian packages for these engines."""
-    wanted = set(COMMON)
+    wanted = {*COMMON, *PACKAGING}
     for engine in engines:
         wanted.update(ENGINES[engine])
     return sorted(wanted)
@@ -68,10 +80,28 @@ def apt(wanted: Sequence[str]) -> None:
     print(f"lab: installing from Debian: {' '.join(need)}", flush=True)
     env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
     _run("apt-get", "-qq", "update", env=env)
-    _run(
-        "apt-get", "-qq", "-o", "Dpkg::Use-Pty=0", "install", "-y", "--no-install-recommends",
-        *need, env=env,
-    )  # fmt: skip
+    with _nothing_started():
+        _run(
+            "apt-get", "-qq", "-o", "Dpkg::Use-Pty=0", "install", "-y", "--no-install-recommends",
+            *need, env=env,
+        )  # fmt: skip
+
+
+@contextmanager
+def _nothing_started() -> Iterator[None]:
+    """Keep packages from starting their servers here: invoke-rc.d(8) asks the policy.
+
+    A container's image has one already, which says the same.
+    """
+    if _POLICY.exists():
+        yield
+        return
+    _POLICY.write_text("#!/bin/sh\nexit 101\n")
+    _POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        _POLICY.unlink()
 
 
 def _stamp() -> Path:
@@ -107,6 +137,9 @@ def install(engines: Sequence[str]) -> None:
     """Install all that *engines* and the tests need."""
     apt(packages(engines))
     virtual_environment()
+    if not prometheus.is_unpacked():
+        print("lab: unpacking prometheus (not installing it)", flush=True)
+        prometheus.unpack()
     if "qemu" in engines and qemu.unpacked_kernel() is None:
         print(f"lab: unpacking {qemu.newest_package()} (not installing it)", flush=True)
         qemu.install_kernel()

@@ -10,9 +10,14 @@
  * of their pages in memory.  Failures are of no matter.
  *
  * Seen for `python3 -c "import dmcopy.jobs.worker"`: 15300 stops without, 8100 with it.
+ *
+ * A fork begins with nothing mapped, and copies each page that it writes to: which, for Python's
+ * reference counts, is most of what it reads.  `lab_fill_fork` does both at once.  Seen for
+ * `dmcopy list` in a fork of pytest: 0.6 to 0.9 s without, 0.4 s with it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <link.h>
 #include <malloc.h>
 #include <stdlib.h>
@@ -29,6 +34,7 @@
 #define SMALLEST (64 << 10)  /* bytes of a segment that is worth the calls */
 #define ARENA (1 << 20)      /* Objects/obmalloc.c: ARENA_SIZE */
 #define HEAP (3 << 20)       /* bytes: what an import takes of malloc's */
+#define LARGE (256 << 10)    /* bytes of a mapping that holds no thread's own data */
 
 static unsigned long page_down(unsigned long address)
 {
@@ -99,4 +105,41 @@ __attribute__((constructor)) static void fill(void)
     dl_iterate_phdr(fill_segments, 0);
     if (strncmp(program_invocation_short_name, "python", 6) == 0)
         fill_heap();
+}
+
+static int is_of_the_heap(const char *line)
+{
+    return strstr(line, "[heap]") || (strstr(line, " 00:00 0") && !strchr(line, '['));
+}
+
+/* To be called by a fork that goes on for a while.  Nothing here may write to what it fills; a
+ * mapping that follows a guard page is the stack of a thread. */
+void lab_fill_fork(void)
+{
+    static char text[256 << 10]; /* in .bss, of a file: not filled */
+    size_t length = 0;
+    ssize_t got;
+    unsigned long guard = 0; /* where the last one without access ended */
+    int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return;
+    while ((got = read(fd, text + length, sizeof(text) - 1 - length)) > 0)
+        length += (size_t)got;
+    close(fd);
+    text[length] = 0;
+    for (char *line = text, *next; line; line = next) {
+        char *rest;
+        unsigned long start = strtoul(line, &rest, 16);
+        unsigned long end = *rest == '-' ? strtoul(rest + 1, &rest, 16) : 0;
+
+        next = strchr(line, '\n');
+        if (next)
+            *next++ = 0;
+        if (strncmp(rest, " ---p", 5) == 0)
+            guard = end;
+        else if (end >= start + LARGE && start != guard && strncmp(rest, " rw-p", 5) == 0 &&
+                 is_of_the_heap(line))
+            fill_writable((void *)start, end - start);
+    }
 }

@@ -20,7 +20,10 @@ from typing import Final
 
 _COOKIE_MAGIC: Final = 0x0D4D  # libdevmapper, lib/libdm-common.c: DM_COOKIE_MAGIC
 # System daemons that lvm, mdadm and udev start when they please; none is a test's own.
-_DAEMONS: Final = frozenset({"dmeventd", "lvmpolld", "mdadm", "systemd-udevd", "(udev-worker)"})
+# (Where systemd runs, udev's rule for LVM uses systemd-run, which has dbus-daemon started.)
+_DAEMONS: Final = frozenset(
+    {"dbus-daemon", "dmeventd", "lvmpolld", "mdadm", "systemd-udevd", "(udev-worker)"}
+)
 _FLAGS: Final = 5  # of the numbers behind the state in /proc/PID/stat
 _PF_KTHREAD: Final = 0x00200000  # include/linux/sched.h
 _OURS: Final = re.compile(r"dmcopy|dmc[-_.]")

@@ -1,9 +1,11 @@
 """``python -m lab.soak``: everything that may be killed is killed, for as long as there is time.
 
 In a user-mode Linux guest, copies whose processes are killed at random (`tests.lab.torture`); on
-the host beside it, the power of other guests is cut (`tests.cuts`).  Ever new seeds; a failure
-says which, and its artefacts are kept.  In the end one table; the exit status is 0 only if no
-image was wrong, no write was stuck, and nothing else failed.
+the host beside it, the power of other guests is cut (`tests.cuts`), and, where there is time, the
+properties of the unit tests are tried once with many new examples.  Ever new seeds, where
+``make test`` draws the same each time; a failure says which, and its artefacts are kept.  In the
+end one table; the exit status is 0 only if no image was wrong, no write was stuck, and nothing
+else failed.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from lab.guest import CHECKOUT
 _ROUND: Final = 600.0  # seconds of one guest of kills: a new seed, new devices, a new kernel
 _CUTS: Final = 2  # power cuts of one run of their tests
 _LEAST: Final = 30.0  # seconds: what is left after is not worth a guest
+_PROPERTIES: Final = 600.0  # seconds: a shorter soak has no time for them
 _GRACE: Final = 240.0  # seconds that the last round may take longer
 _POWER: Final = re.compile(r"(\d+) power cuts, (\d+) images right, (\d+) said lost, (\d+) wrong")
 
@@ -141,7 +144,7 @@ class Round:
 
 
 class Soak:
-    """Two rounds at a time, one of each kind, until the time is up."""
+    """A round of each kind at a time, until the time is up; of the properties only one."""
 
     def __init__(self, seconds: float, seed: int, where: Path) -> None:
         self._start = time.monotonic()
@@ -151,18 +154,28 @@ class Soak:
         self.counts = Counts()
         self._kills: Round | None = None
         self._cuts: Round | None = None
+        self._properties: Round | None = None
 
     def run(self) -> None:
         """Go on until the time is up; then wait for what is under way."""
+        if self._end - self._start >= _PROPERTIES:
+            self._properties = self._new_properties()
         while True:
             self._kills = self._next(self._kills, self._new_kills)
             self._cuts = self._next(self._cuts, self._new_cuts)
-            if self._kills is None and self._cuts is None:
+            if self._properties is not None and (status := self._properties.poll()) is not None:
+                self._ended(self._properties, status)
+                self._properties = None
+            if not self._rounds():
                 return
             if time.monotonic() > self._end + _GRACE:
                 self._give_up("does not end")
                 return
             time.sleep(0.5)
+
+    def _rounds(self) -> list[Round]:
+        """Give those that run."""
+        return [one for one in (self._kills, self._cuts, self._properties) if one is not None]
 
     def _next(self, now: Round | None, new: Callable[[int, float], Round]) -> Round | None:
         if now is not None:
@@ -203,6 +216,17 @@ class Soak:
         )  # fmt: skip
         return new
 
+    def _new_properties(self) -> Round:
+        self._seed += 1
+        new = Round("properties", self._seed, self._where)
+        new.start(
+            [
+                sys.executable, "-m", "pytest", "-q", "--color=no", "-m", "hypothesis", "--timeout",
+                "900", "--hypothesis-profile=new", f"--hypothesis-seed={self._seed}", "tests/unit",
+            ]
+        )  # fmt: skip
+        return new
+
     def _ended(self, ended: Round, status: int) -> None:
         if (tally := ended.tally()) is not None:
             self.counts.add_kills(tally)
@@ -217,18 +241,16 @@ class Soak:
         print(ended.said[-3000:], flush=True)
 
     def _give_up(self, why: str) -> None:
-        for one in (self._kills, self._cuts):
-            if one is not None:
-                self.counts.failures.append(f"{one.name}: {why}: {one.directory}")
+        for one in self._rounds():
+            self.counts.failures.append(f"{one.name}: {why}: {one.directory}")
 
     def close(self) -> None:
         """End what runs; what it has counted counts."""
-        for one in (self._kills, self._cuts):
-            if one is not None:
-                one.stop()
-                if (tally := one.tally()) is not None:
-                    self.counts.add_kills(tally)
-                self.counts.add_cuts(one.said)
+        for one in self._rounds():
+            one.stop()
+            if (tally := one.tally()) is not None:
+                self.counts.add_kills(tally)
+            self.counts.add_cuts(one.said)
 
     def table(self) -> str:
         """Give the table of the time so far."""

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from dmcopy.kernel.command import Commander
 
 _UNIT: Final = Path(__file__).parent / "unit"
+# A red run can be had again, on any machine; new examples are looked for by `lab.soak`.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("new", max_examples=1000, deadline=None, print_blob=True)
+settings.load_profile("same")
 _STARTERS: Final = ("fork", "forkpty", "execv", "execve", "posix_spawn", "posix_spawnp")
 
 

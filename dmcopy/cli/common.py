@@ -11,15 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from dmcopy.agent.request import Answer
 from dmcopy.errors import DmcopyError, UsageError
-from dmcopy.jobs.host import Host
+from dmcopy.jobs.host import Host, load_targets, open_cookies, open_host
 from dmcopy.jobs.spec import Places
-from dmcopy.kernel.command import Commander
-from dmcopy.kernel.cookie import Cookies
 from dmcopy.kernel.dm import Dm
-from dmcopy.kernel.dmioctl import DmIoctl
-from dmcopy.kernel.dmrequest import CONTROL
-from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.units import Bytes, parse_size
 
 if TYPE_CHECKING:  # the real name of Commands is private
@@ -30,6 +26,18 @@ else:
     Commands = object
 
 
+__all__ = [
+    "Commands",
+    "Context",
+    "consoles",
+    "default_name",
+    "load_targets",
+    "open_cookies",
+    "parsed",
+    "seconds",
+    "size",
+]
+
 _ODD: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -37,41 +45,23 @@ _ODD: Final = re.compile(r"[^A-Za-z0-9._-]+")
 class Context:
     """What a command gets: where it works and where it prints.
 
-    Tests put a device-mapper of their own in *dm*; None means the kernel's.
+    Tests put a device-mapper of their own in *dm*; None means the kernel's.  With an
+    *asker* this process is in the background already (`cli.job_unit`).
     """
 
     dm: Dm | None = None
     places: Places | None = None
+    asker: Answer | None = None
 
-    def host(self, *, need_root: bool = True) -> Host:
-        """Open the host; raises `DmcopyError` when we are not root and must be."""
+    def host(self, *, need_root: bool = True, load: bool = True) -> Host:
+        """Open the host; raises `DmcopyError` when we are not root and must be.
+
+        Without *load* no module is loaded and no program started.
+        """
         if need_root and os.geteuid() != 0:
             raise DmcopyError("must be run as root: it works on block devices")
         places = self.places or Places.from_environment()
-        return Host(dm=self.dm or open_dm(places), sysfs=Sysfs(), run=Commander(), places=places)
-
-
-def open_dm(places: Places) -> Dm | None:
-    """Open device-mapper's control device, None when this kernel has none."""
-    run = Commander()
-    if not os.path.exists(CONTROL) and run.find("modprobe"):
-        run.run("modprobe", "--quiet", "dm-mod", ok=(0, 1))
-    if not os.path.exists(CONTROL):
-        return None
-    return DmIoctl(cookies=open_cookies(places))
-
-
-def open_cookies(places: Places) -> Cookies:
-    """Give the records of udev cookies under way."""
-    return Cookies(places.cookies)
-
-
-def load_targets(host: Host) -> None:
-    """Load the modules of the targets that a splice needs; built-in ones are fine too."""
-    assert host.dm is not None
-    missing = {"snapshot", "snapshot-origin", "linear"} - host.dm.targets().keys()
-    if missing and host.run.find("modprobe"):
-        host.run.run("modprobe", "--quiet", "dm-snapshot", ok=(0, 1))
+        return open_host(places, dm=self.dm, load=load)
 
 
 def consoles() -> tuple[Console, Console]:

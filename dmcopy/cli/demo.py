@@ -39,6 +39,7 @@ from dmcopy.kernel.blkdev import BlockDevice, pread_full
 from dmcopy.kernel.command import hand_over, start_process
 from dmcopy.kernel.loop import LoopDevice
 from dmcopy.kernel.loop import clear as clear_loop
+from dmcopy.kernel.own_code import helper
 from dmcopy.report.text import TextReport
 from dmcopy.stack.steps import remove_device
 from dmcopy.units import MIB, Bytes, Sectors, format_size, sectors_down
@@ -211,7 +212,7 @@ class _Demo:
     @contextmanager
     def _load(self, mount: Path, log: Path) -> Iterator[None]:
         argv = [str(mount), str(log), str(_LOAD_SECONDS)]
-        process = start_process([sys.executable, "-m", demo_load.__name__, *argv])
+        process = start_process(helper(demo_load.__name__, *argv))
         try:
             yield
         finally:

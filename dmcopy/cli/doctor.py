@@ -14,15 +14,19 @@ from typing import Final
 
 from dmcopy import __version__
 from dmcopy.cli.common import Commands, Context, consoles
-from dmcopy.errors import DmFailed
+from dmcopy.errors import DmcopyError, DmFailed
+from dmcopy.jobs import installation
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.overview import overview
+from dmcopy.jobs.setup import Setup, Site
+from dmcopy.jobs.wraps import views
 from dmcopy.kernel import udev
 from dmcopy.kernel.dmrequest import CONTROL
+from dmcopy.kernel.shelter import RULES, installed_rule
 from dmcopy.units import GIB, MIB, format_size
 
-_RULE: Final = "57-dmcopy.rules"
-_RULE_FOLDERS: Final = ("/etc/udev/rules.d", "/run/udev/rules.d", "/usr/lib/udev/rules.d")
+_UNITS: Final = ("dmcopy-wrap@.service", "dmcopy-wrap-note.service")
+_UNIT_FOLDERS: Final = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 _TOOLS: Final = {"wipefs": "util-linux", "modprobe": "kmod", "dmsetup": "dmsetup"}
 _MEMLOCK: Final = 128 * MIB
 _COW_ROOM: Final = 1 * GIB
@@ -109,6 +113,8 @@ def _checks(host: Host, source: str | None) -> Iterator[Check]:
 
 def _after_root(host: Host) -> Iterator[Check]:
     """Look at jobs and devices, which only root can."""
+    if not installation.is_managed() and (udev.is_running() or Site().has_systemd):
+        yield _setup(host)
     if host.dm is not None:
         held = [info.name for info in host.dm.devices() if info.suspended]
         yield Check(
@@ -117,18 +123,45 @@ def _after_root(host: Host) -> Iterator[Check]:
             detail=", ".join(held) or "none",
             mend=f"dmsetup resume {held[0]}" if held else "",
         )
-    views = overview(host)
-    waiting = [view.job for view in views if view.can_resume]
+    yield from _wraps(host)
+    jobs = overview(host)
+    waiting = [view.job for view in jobs if view.can_resume]
     yield Check(
         name="interrupted jobs",
         ok=not waiting,
         detail=", ".join(waiting) or "none",
         mend=f"dmcopy resume {waiting[0]}, or dmcopy cancel {waiting[0]}" if waiting else "",
     )
-    dead = [view.job for view in views if view.is_dead and not view.can_resume]
+    dead = [view.job for view in jobs if view.is_dead and not view.can_resume]
     yield Check(
         name="dead jobs", ok=not dead, detail=", ".join(dead) or "none", mend="dmcopy rescue"
     )
+
+
+def _wraps(host: Host) -> Iterator[Check]:
+    """Look whether what is wrapped is up, and will be after a boot; nothing where nothing is."""
+    try:
+        found = views(host)
+    except DmcopyError as exc:
+        yield Check(name="wraps", ok=False, detail=str(exc), mend=f"edit {host.places.wraps}")
+        return
+    if not found:
+        return
+    ill = [view for view in found if not view.is_well]
+    yield Check(
+        name="wraps",
+        ok=not ill,
+        detail=", ".join(f"{view.name} is {view.state}" for view in ill or found),
+        mend=f"dmcopy wrap --up {ill[0].name}" if ill else "",
+    )
+    units = [unit for unit in _UNITS if not any((Path(at) / unit).exists() for at in _UNIT_FOLDERS)]
+    if Path("/run/systemd/system").is_dir():
+        yield Check(
+            name="wrap units",
+            ok=not units,
+            detail=f"{', '.join(units)} not installed" if units else "installed",
+            mend=_install(),
+        )
 
 
 def _root() -> Check:
@@ -227,18 +260,39 @@ def _udev_rule() -> Check:
     name = "udev rule"
     if not udev.is_running():
         return Check(name=name, ok=True, detail="not needed, udev does not run")
-    found = [folder for folder in _RULE_FOLDERS if (Path(folder) / _RULE).is_file()]
+    found = [installed_rule(rule) for rule in RULES]
+    missing = [rule for rule, path in zip(RULES, found, strict=True) if path is None]
+    old = [path for path in found if path is not None and not path.obeys]
+    if missing:
+        detail = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
+    elif old:
+        detail = f"{old[0].path} is of an older dmcopy"
+    else:
+        detail = ", ".join(str(path.path) for path in found if path is not None)
     return Check(
-        name=name,
-        ok=bool(found),
-        detail=f"{found[0]}/{_RULE}" if found else f"{_RULE} is not installed",
-        mend=_install_rule(),
+        name=name, ok=not missing and not old, detail=detail, mend=_install(), needed=False
+    )
+
+
+def _setup(host: Host) -> Check:
+    """Look whether what comes with this dmcopy for udev and systemd is on the host, as it comes."""
+    try:
+        setup = Setup(host, shipped=installation.shipped(), program=installation.program())
+        missing = [
+            step.what for step in setup.plan_setup() if step.action in ("install", "replace")
+        ]
+    except DmcopyError as exc:
+        return Check(name="setup", ok=False, detail=str(exc), mend="dmcopy setup", needed=False)
+    names = ", ".join(os.path.basename(path) for path in missing)
+    return Check(
+        name="setup",
+        ok=not missing,
+        detail=f"not as this dmcopy brings it: {names}" if missing else "all is there",
+        mend="dmcopy setup",
         needed=False,
     )
 
 
-def _install_rule() -> str:
-    checkout = Path(__file__).resolve().parents[2] / "udev" / "rules.d" / _RULE
-    installed = Path(sys.prefix) / "share" / "dmcopy" / "udev" / _RULE
-    shipped = checkout if checkout.is_file() else installed
-    return f"install -m 644 {shipped} /etc/udev/rules.d/ && udevadm control --reload"
+def _install() -> str:
+    """Give the command that installs rules and units."""
+    return "apt-get install --reinstall dmcopy" if installation.is_managed() else "dmcopy setup"

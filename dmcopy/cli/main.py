@@ -1,7 +1,7 @@
 """``dmcopy``: reads the command line, runs the command, says what went wrong.
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused for safety (nothing changed), 4 point
-in time lost, 5 interrupted, 6 something was left behind.
+in time lost, 5 interrupted, 6 something was left behind, 7 copied, but without the new identity.
 """
 
 from __future__ import annotations
@@ -36,9 +36,17 @@ COMMANDS: Final = {
     "status": "status",
     "show": "status",
     "list": "status",
+    "top": "top",
+    "metrics": "metrics",
     "report": "report",
+    "wrap": "wrap",
+    "unwrap": "wrap",
+    "identity": "identity",
+    "policy": "policy",
     "rescue": "rescue",
     "doctor": "doctor",
+    "agent": "agent",
+    "setup": "setup",
     "demo": "demo",
 }
 
@@ -53,6 +61,7 @@ exit status:
   4  point in time lost: the copy is not usable
   5  interrupted; what can be gone on with is kept: the message says how
   6  something was left behind: the message says what, and what to run
+  7  the copy is complete, but has no identity of its own (--new-identity)
 
 `dmcopy COMMAND --help` says more of each command.
 """
@@ -107,6 +116,7 @@ def main(argv: Sequence[str] | None = None, context: Context | None = None) -> i
         # a help text, or a mistake, speaks of all commands
         known = words[:1] if words and words[0] in COMMANDS else COMMANDS
         arguments = parser(known).parse_args(words)
+        arguments.words = list(words[1:]) if known is not COMMANDS else []
         logging.basicConfig(
             stream=sys.stderr,
             level=arguments.log_level.upper(),

@@ -14,6 +14,7 @@ from dmcopy.jobs.control import ask
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.lock import JobLock
+from dmcopy.jobs.membership import refuse_group
 from dmcopy.jobs.overview import JobView, view_of
 from dmcopy.jobs.spec import CopySpec
 from dmcopy.jobs.state import is_final
@@ -82,6 +83,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     view = view_of(check_job(arguments.job), host)
     if view.record is None or is_final(view.record.state):
         raise Refused(f"job {view.job} is {view.state}", way_out="there is nothing to be ordered")
+    refuse_group(view.record, "order")
     first = None if wanted is None else _extents(wanted, _length(view))
     policy = Policy(arguments.by) if arguments.by is not None else None
     if view.pid is None:

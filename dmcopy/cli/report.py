@@ -7,7 +7,6 @@ import os
 import stat
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,8 +16,10 @@ from dmcopy.core.history import History
 from dmcopy.errors import DmcopyError, Refused
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
+from dmcopy.jobs.membership import refuse_group
 from dmcopy.jobs.overview import JobView, view_of
 from dmcopy.jobs.state import State
+from dmcopy.kernel.whole_file import write_whole
 from dmcopy.report.page import MARK, Subject, page
 
 _BEGINNING: Final = 200  # bytes of a file in which our mark is
@@ -45,7 +46,9 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace, context: Context) -> int:
     """Write the report; prints where it is."""
     host = context.host()
-    text = page(subject_of(view_of(arguments.job, host), host, made=time.time()))
+    view = view_of(arguments.job, host)
+    refuse_group(view.record, "report")
+    text = page(subject_of(view, host, made=time.time()))
     if arguments.output == "-":
         sys.stdout.flush()
         sys.stdout.buffer.write(text.encode())  # as the page says, whatever the terminal takes
@@ -109,19 +112,9 @@ def write(path: Path, text: str) -> None:
     A device is never replaced, nor written to: we are root, and a slip of the pen is enough.
     """
     target = Path(os.path.realpath(path))
-    new = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         _refuse_foreign(target, path)
-        with suppress(FileNotFoundError):
-            new.unlink()  # of a process of our number that was killed
-        try:
-            with new.open("x", encoding="utf-8") as file:
-                file.write(text)
-            new.replace(target)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                new.unlink()
-            raise
+        write_whole(target, text.encode(), is_durable=False)
     except OSError as exc:
         raise DmcopyError(f"cannot write {path}: {exc.strerror}") from exc
 

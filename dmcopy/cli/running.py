@@ -5,21 +5,29 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import Any, Final, Protocol
 
+from dmcopy.agent.request import Answer
 from dmcopy.cli.common import Context, consoles
-from dmcopy.core.events import Begun, Ended, Event, Resumed, from_json
+from dmcopy.core.events import Begun, Ended, Event, Queued, Resumed, from_json
 from dmcopy.errors import DmcopyError, EndedElsewhere
+from dmcopy.jobs import settings
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.prepare import Prepared
 from dmcopy.jobs.runner import CopyJob
 from dmcopy.jobs.spec import Places
+from dmcopy.jobs.turn import turn
 from dmcopy.kernel.command import fork_detached
+from dmcopy.kernel.own_code import kept
 from dmcopy.kernel.priority import step_back
 from dmcopy.report.jsonlines import JsonLines
+
+QUEUE_HELP: Final = (
+    "begin when fewer than N others that were started with --queue run: dmcopy set --host jobs=N"
+)
 
 
 class Report(Protocol):
@@ -48,11 +56,46 @@ def report_for(*, as_json: bool) -> Iterator[Report]:
 def run_job(prepared: Prepared, host: Host, journal: Journal, report: Report) -> int:
     """Run a job to its end; give the exit status."""
     step_back()
-    ended = CopyJob(prepared, host, journal, report).run()
+    with kept(host.places.code):
+        ended = CopyJob(prepared, host, journal, report).run()
     report.close()
     if ended.error is not None:
         print(f"dmcopy: {ended.error}", file=sys.stderr)
     return ended.exit_status
+
+
+@contextmanager
+def in_turn(name: str, host: Host, report: Report, *, queue: bool) -> Iterator[None]:
+    """Run the body when it is the job's turn; with *queue* False at once."""
+    if not queue:
+        yield
+        return
+    places = host.places
+    with turn(
+        places.turns,
+        lambda: settings.jobs_at_a_time(places),
+        lambda most: report(Queued(job=name, jobs=most)),
+    ):
+        yield
+
+
+def by_agent(
+    context: Context, ask: Callable[[Places], Sequence[dict[str, Any]] | None], *, as_json: bool
+) -> int | None:
+    """Have the agent start a job, and tell what it said; None where there is no agent.
+
+    *ask* gives the events up to the begin time (agent.client), and raises what kept it from that.
+    """
+    events = ask(context.places or Places.from_environment())
+    if events is None:
+        return None
+    with report_for(as_json=as_json) as report:
+        for said in events:
+            event = from_json(said)
+            report(event)
+            if isinstance(event, Ended) and event.group is None:
+                return event.exit_status
+    return 0
 
 
 class _Pipe:
@@ -63,7 +106,7 @@ class _Pipe:
 
     def __call__(self, event: Event) -> None:
         self.say(event.as_json())
-        if isinstance(event, Begun | Resumed):
+        if isinstance(event, Begun | Resumed) and event.group is None:
             self.close()
 
     def say(self, line: dict[str, object]) -> None:
@@ -77,12 +120,29 @@ class _Pipe:
             self._fd = None
 
 
+class _Told:
+    """Tells an asker elsewhere what happens, up to the begin time."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    def __call__(self, event: Event) -> None:
+        self._answer.say(event.as_json())
+        if isinstance(event, Begun | Resumed) and event.group is None:
+            self._answer.end(0)
+
+    def close(self) -> None:
+        """Nothing: whoever made the answer ends it."""
+
+
 def detached(name: str, context: Context, *, as_json: bool, work: Callable[[Report], int]) -> int:
     """Have *work* done by a process in the background; return when its begin time is fixed.
 
     What it says on stderr goes to a file below the runtime directory.  Raises what kept it
-    from beginning.
+    from beginning.  A process that has an asker elsewhere does it itself, to its end.
     """
+    if context.asker is not None:
+        return work(_Told(context.asker))
     places = context.places or Places.from_environment()
     read, write = os.pipe()
     if fork_detached(places.log_of(name)) == 0:
@@ -96,6 +156,8 @@ def detached(name: str, context: Context, *, as_json: bool, work: Callable[[Repo
                 raise EndedElsewhere(said["message"], said["exit_status"])
             event = from_json(said)
             report(event)
+            if event.group is not None:
+                continue
             if isinstance(event, Ended):
                 return event.exit_status
             if isinstance(event, Begun | Resumed):

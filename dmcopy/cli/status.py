@@ -13,6 +13,7 @@ from rich.text import Text
 
 from dmcopy.cli.common import Commands, Context, consoles
 from dmcopy.jobs.look import look
+from dmcopy.jobs.membership import refuse_group
 from dmcopy.jobs.overview import JobView, overview, view_of
 from dmcopy.jobs.spec import CopySpec
 from dmcopy.report.map_text import map_lines
@@ -67,6 +68,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     else:
         views = [view for view in overview(host) if not view.is_over]
     if arguments.map:
+        refuse_group(views[0].record, "show --map")
         image = look(views[0], host)
         if arguments.json:
             print(json.dumps(image.as_json()))
@@ -147,16 +149,18 @@ def _whole(view: JobView) -> Table:
             rows.append(("done", _done(view)))
             rows += _forecast(view)
     rows += [("there is", line) for line in view.remains]
+    rows += [("volume", _volume(member)) for member in view.members]
+    whole = view.group or view.job
     if view.can_resume:
         if view.not_now is not None:
             rows.append(("but not now", view.not_now))
-        rows.append(("go on", f"dmcopy resume {view.job}"))
-        rows.append(("give it up", f"dmcopy cancel {view.job}"))
+        rows.append(("go on", f"dmcopy resume {whole}"))
+        rows.append(("give it up", f"dmcopy cancel {whole}"))
     elif view.is_kept:
-        rows.append(("end it", f"dmcopy cancel {view.job}"))
+        rows.append(("end it", f"dmcopy cancel {view.group or view.job}"))
     elif view.is_dead:
         rows.append(("cannot go on", str(view.no_way_on)))
-        rows.append(("mend", f"dmcopy rescue {view.job}"))
+        rows.append(("mend", f"dmcopy rescue {whole}"))
     rows += [_happened(at, event) for at, event in view.log[-_LOG_LINES:]]
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
@@ -164,10 +168,18 @@ def _whole(view: JobView) -> Table:
     return table
 
 
+def _volume(view: JobView) -> str:
+    """Say in one line what there is of a group's member."""
+    spec = view.record.spec if view.record is not None else {}
+    done = _done(view)
+    parts = [f"{view.job}: {spec.get('source')} -> {spec.get('destination')}", state_text(view)]
+    return ", ".join([*parts, *([done] if done else [])])
+
+
 def _forecast(view: JobView) -> list[tuple[str, str]]:
     """Say how full the COW device is, and what is to be expected of it."""
     progress = view.record.progress if view.record is not None else None
-    if progress is None or not progress.get("cow_total_bytes"):
+    if progress is None or not progress.get("cow_total_bytes") or view.members:
         return []
     assert view.record is not None
     share = progress["cow_used_bytes"] / progress["cow_total_bytes"]

@@ -10,8 +10,10 @@ from dmcopy.core.rate import Rate
 from dmcopy.errors import DmcopyError, EndedElsewhere, Interrupted, LeftBehind, Refused, UsageError
 from dmcopy.jobs import settings
 from dmcopy.jobs.control import ask
-from dmcopy.jobs.journal import Journal
+from dmcopy.jobs.host import Host
+from dmcopy.jobs.journal import Journal, Record
 from dmcopy.jobs.lock import JobLock, wait_free
+from dmcopy.jobs.membership import refuse_member
 from dmcopy.jobs.overview import rescue, view_of
 from dmcopy.jobs.spec import CopySpec
 from dmcopy.jobs.state import State, is_final
@@ -26,6 +28,7 @@ of a job:
   rate=SIZE|auto|none  how much is read a second
 with --host:
   rate=SIZE|none       how much all jobs together read a second
+  jobs=N|none          how many of those started with --queue run at a time
   keep-jobs=N          how many ended jobs are kept (default: 100)
   keep-days=N          how long they are kept (default: 90)
 """
@@ -100,6 +103,7 @@ def run_cancel(arguments: argparse.Namespace, context: Context) -> int:
     """Cancel a job in whatever state."""
     host = context.host()
     view = view_of(check_job(arguments.job), host)
+    refuse_member(view.record, "cancel")
     if view.pid is not None:
         ask(host.places.desks, view.job, "cancel", timeout=_CANCEL_SECONDS)
         if not wait_free(host.places.locks, view.job, _CANCEL_SECONDS):
@@ -167,10 +171,16 @@ def run_set(arguments: argparse.Namespace, context: Context) -> int:
         return 0
     if view.record is None or is_final(view.record.state):
         raise Refused(f"job {job} is {view.state}", way_out="there is nothing to be set")
-    with JobLock(host.places.locks, job), Journal(host.places.journal) as journal:
-        spec = CopySpec.from_json(view.record.spec).at_rate(rate)
-        journal.set_spec(job, {**view.record.spec, **spec.as_json()})
+    for one in view.members or (view,):
+        if one.record is not None and not is_final(one.record.state):
+            _set_rate(one.record, host, rate)
     return 0
+
+
+def _set_rate(record: Record, host: Host, rate: Rate) -> None:
+    with JobLock(host.places.locks, record.name), Journal(host.places.journal) as journal:
+        spec = CopySpec.from_json(record.spec).at_rate(rate)
+        journal.set_spec(record.name, {**record.spec, **spec.as_json()})
 
 
 def _setting(word: str) -> tuple[str, str]:

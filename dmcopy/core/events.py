@@ -14,14 +14,18 @@ from typing import Any, ClassVar, Final
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """The base of all events; *job* names the job."""
+    """The base of all events; *job* names the job, *group* the one it is a member of."""
 
     event: ClassVar[str]
     job: str
+    group: str | None = None
 
     def as_json(self) -> dict[str, object]:
-        """Give the object that ``--json`` prints, ``event`` first."""
-        return {"event": self.event, **asdict(self)}
+        """Give the object that ``--json`` prints, ``event`` first; no ``group`` where none is."""
+        words = asdict(self)
+        if self.group is None:
+            del words["group"]
+        return {"event": self.event, **words}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,13 @@ class Planned(Event):
     retire_why: str = ""  # why, or why not
     order: str = "sequential"  # | hot | cow
     gate: str = "none"  # | segment
+    hooks: tuple[str, ...] = ()  # commands that are run around the begin time
+    freezes: tuple[str, ...] = ()  # mount points that are frozen for it, beside the source's own
+    members: tuple[str, ...] = ()  # of a group: its jobs, one a volume
+    new_identity: bool = False  # when all is copied, the copy gets one of its own
+    source_identity: Mapping[str, str | int] | None = None  # what tells it from others; no group
+    destination_identity: Mapping[str, str | int] | None = None
+    volumes: tuple[Mapping[str, object], ...] = ()  # of a group: what is planned for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +61,8 @@ class Begun(Event):
     """The point in time is fixed.
 
     A write that was complete before *begin_time* is in the image; one that was submitted
-    later than *begin_time* + *hold_seconds* is not.
+    later than *begin_time* + *hold_seconds* is not.  In a group *window_seconds* takes the place of
+    *hold_seconds* in this, which is what this volume's writes were held of it.
     """
 
     event: ClassVar[str] = "begun"
@@ -58,6 +70,8 @@ class Begun(Event):
     begin_time: str  # UTC, ISO 8601 with nanoseconds
     hold_seconds: tuple[float, ...]
     snapshot: str | None  # /dev path of the kernel's own view of the image
+    window_seconds: float | None = None  # of a group: from the first hold to the last release
+    holds: Mapping[str, float] | None = None  # of a group: how long each source was held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +80,20 @@ class Hold(Event):
 
     event: ClassVar[str] = "hold"
     device: str
-    reason: str  # begin | retire | grow | brake | end
+    reason: str  # begin | freeze | retire | grow | brake | end
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hook(Event):
+    """One side of a hook was run around the begin time."""
+
+    event: ClassVar[str] = "hook"
+    hook: str  # its file's name
+    side: str  # before | session | after
+    status: str  # done | ready | failed | timed out | ended early
+    seconds: float
+    message: str = ""  # what went wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +129,7 @@ class Progress(Event):
     cow_needed: tuple[float | None, ...] | None = None  # bytes of it that are used then
     first: str | None = None  # done | full | unsure | unknown: which comes first
     bytes_retired: int = 0  # of bytes_done: writes to it need not be saved any more
+    held: Mapping[str, Any] | None = None  # all holds of this session (`core.holds`); Any: JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +154,25 @@ class Braked(Event):
     milliseconds: int
     cow_used_bytes: int | None = None
     cow_total_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting(Event):
+    """The begin time is not fixed before *device* has done what it does (``--md-resync wait``)."""
+
+    event: ClassVar[str] = "waiting"
+    device: str  # /dev/md127
+    reason: str  # resync | recover | check | repair
+    bytes_done: int | None  # of what each member has to do; None where md does not say
+    bytes_total: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queued(Event):
+    """Nothing is done before fewer than *jobs* others run (``--queue``, ``dmcopy set --host``)."""
+
+    event: ClassVar[str] = "queued"
+    jobs: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +211,22 @@ class Verified(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Twin(Event):
+    """What the copy has in common with its source; or, with *new*, that it has no more.
+
+    Where *new* is False nobody may mount, activate or assemble both on one host.
+    """
+
+    event: ClassVar[str] = "twin"
+    destination: str
+    new: bool  # it has an identity of its own now
+    identity: tuple[str, ...]  # what it has, a line each: "ext4 UUID=..."
+    kept: tuple[str, ...] = ()  # with *new*: what still is as on the source, and why
+    hidden: bool = False  # udev leaves it alone, for as long as it has this identity
+    by_hand: str = ""  # what gives it a new one; "" where that is not known
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ended(Event):
     """The last word: how the job ended.  *error* is None when it is done."""
 
@@ -197,6 +259,10 @@ class Ended(Event):
     gate_hold_seconds: tuple[float, ...] | None = None  # how long, as above
     gate_writes_held: int = 0  # how many writes waited
     kept: bool = False  # the snapshot stays (--keep)
+    md: tuple[dict[str, Any], ...] = ()  # the md arrays under the source (docs/json.rst); Any: JSON
+    holds: Mapping[str, float] | None = None  # of a group: how long each source was held at begin
+    members: tuple[Mapping[str, object], ...] = ()  # of a group: how each volume ended
+    held: Mapping[str, Any] | None = None  # all holds of this session (`core.holds`); Any: JSON
 
 
 Observer = Callable[[Event], None]
@@ -207,14 +273,18 @@ KINDS: Final[dict[str, type[Event]]] = {
         Planned,
         Begun,
         Hold,
+        Hook,
         Segment,
         Progress,
         Grown,
         Braked,
+        Waiting,
+        Queued,
         Paused,
         Resumed,
         Warned,
         Verified,
+        Twin,
         Ended,
     )
 }

@@ -27,6 +27,7 @@ from dmcopy.units import (
 SMALLEST_CHUNK: Final = Bytes(4 * KIB)
 LARGEST_CHUNK: Final = Bytes(1 * MIB)
 LARGEST_SEGMENT: Final = Bytes(64 * MIB)  # several buffers of this size are locked in memory
+_LARGEST_FOR_STRIPES: Final = Bytes(16 * MIB)  # a segment that was not asked for so large
 ENTRY_SIZE: Final = 16  # bytes of one exception in an area
 
 
@@ -64,6 +65,18 @@ def segment_size(wanted: Bytes, chunk: Sectors, alignment: Bytes = SECTOR_SIZE) 
             f"{format_size(LARGEST_SEGMENT)}"
         )
     return size
+
+
+def stripe_aligned(wanted: Bytes, chunk: Sectors, alignment: Bytes, stripe: Bytes) -> bool:
+    """Tell whether segments may be made of whole *stripe*s of a RAID array as well.
+
+    They may not where that would make them much larger than *wanted*: a stripe that is no power
+    of two can have a common multiple with a chunk, or with the destination's unit, that is huge.
+    """
+    if not stripe or stripe % SECTOR_SIZE:
+        return False
+    unit = math.lcm(to_bytes(chunk), alignment, stripe)
+    return -(-wanted // unit) * unit <= max(wanted, _LARGEST_FOR_STRIPES)
 
 
 def exceptions_per_area(chunk: Sectors) -> int:

@@ -18,6 +18,7 @@ from dmcopy.core.extent import Extent
 from dmcopy.destinations.base import Can, Destination, Session, Surroundings, must_fit
 from dmcopy.destinations.refusal import (
     refuse_other,
+    refuse_other_partition,
     refuse_signature,
     refuse_unfit,
     refuse_use,
@@ -58,6 +59,8 @@ class BlockDestination(Destination):
         # O_RDONLY: closing a device that was open for writing makes udev probe it again
         with _claimed(self.path, around.sysfs, write=False):
             pass
+        if around.identity is not None and "partuuid" in around.identity:
+            refuse_other_partition(self.path, around)
         if not around.overwrite_signature:
             refuse_signature(self.path, around)
 

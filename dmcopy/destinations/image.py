@@ -21,6 +21,7 @@ from dmcopy.core.extent import Extent
 from dmcopy.destinations.base import Can, Destination, Session, Surroundings, must_fit
 from dmcopy.errors import DestinationFailed, Refused, UsageError
 from dmcopy.kernel.blkdev import pread_full, punch_hole, pwrite_full, rename_new
+from dmcopy.kernel.whole_file import sync_directory
 from dmcopy.units import MIB, Bytes, Sectors, format_size, to_bytes
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class ImageDestination(Destination):
             if around.resume is None:
                 with self._failing(f"give {self.partial} its size of {to_bytes(length)} bytes"):
                     os.ftruncate(fd, to_bytes(length))
-                    _sync_folder(self.folder)  # the journal is going to count on the file
+                    sync_directory(self.folder)  # the journal is going to count on the file
             else:
                 self._refuse_other(fd, length, around.resume)
             with _direct(file) as direct:
@@ -297,7 +298,7 @@ class ImageSession(Session):
         try:
             if not image.has_its_name(self.mark):
                 rename_new(image.partial, image.path)
-            _sync_folder(image.folder)
+            sync_directory(image.folder)
         except OSError as error:
             raise DestinationFailed(
                 f"cannot rename {image.partial} to {image.path}: {error.strerror}"
@@ -385,11 +386,3 @@ def _works(fd: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _sync_folder(folder: str) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

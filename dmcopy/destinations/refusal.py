@@ -15,7 +15,7 @@ from typing import Final
 from dmcopy.destinations.base import Surroundings
 from dmcopy.errors import Refused
 from dmcopy.kernel.identity import difference
-from dmcopy.kernel.signature import signatures
+from dmcopy.kernel.signature import signatures, table_ids
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.units import Sectors, format_size, to_bytes
 
@@ -25,8 +25,12 @@ OTHER_DEVICE: Final = "name another destination"
 
 def refuse_use(path: str, devno: str, around: Surroundings) -> None:
     """Raise `Refused` when the device is part of the job or somebody uses it."""
-    sysfs = around.sysfs
     _refuse_relatives(path, devno, around)
+    refuse_busy(path, devno, around.sysfs)
+
+
+def refuse_busy(path: str, devno: str, sysfs: Sysfs) -> None:
+    """Raise `Refused` when somebody uses the device, whatever it is to a job."""
     for one in (devno, *sorted(sysfs.partitions(devno))):
         what = path if one == devno else f"{sysfs.kname(one)}, a partition of {path},"
         mounts = sysfs.mounts_of(one)
@@ -127,6 +131,21 @@ def refuse_other(path: str, devno: str, around: Surroundings) -> None:
             f"{path} is not the device it was when the job began: "
             f"{key} is {new.get(key, 'not known')}, was {old[key]}",
             way_out="bring the old device back, or begin a new job",
+        )
+
+
+def refuse_other_partition(path: str, around: Surroundings) -> None:
+    """Raise `Refused` when it is not the partition that the job has on record; starts blkid.
+
+    The kernel tells the UUID of a partition since 6.5 only.
+    """
+    assert around.identity is not None
+    old = around.identity["partuuid"]
+    new = table_ids(around.run, path).get("partuuid", "not known")
+    if new != old:
+        raise Refused(
+            f"{path} is not the partition it was when the job began: its UUID is {new}, was {old}",
+            way_out="bring the old one back, or begin a new job",
         )
 
 

@@ -82,7 +82,7 @@ class Pipeline:
         self._error = self.failed_at = None
         waiting = iter(extents)
         if self._cpus == 1:
-            self._run_alone(waiting, fill, consumers)
+            self._run_alone(waiting, fill, consumers, until_idle=True)
         if self._error is None:
             self._run_threads(waiting, fill, consumers)
         if self._error is None:
@@ -91,8 +91,10 @@ class Pipeline:
         error, self._error = self._error, None
         raise error
 
-    def _run_alone(self, extents: Iterator[Extent], fill: Work, consumers: Sequence[Work]) -> None:
-        """Do everything in the calling thread, for as long as the CPU is the limit."""
+    def _run_alone(
+        self, extents: Iterator[Extent], fill: Work, consumers: Sequence[Work], *, until_idle: bool
+    ) -> None:
+        """Do all in the calling thread; *until_idle*: for as long as the CPU is the limit."""
         buffer = self._pool.take()
         at: Extent | None = None
         look, idle = Interval(_LOOK_SECONDS), idle_seconds()
@@ -102,7 +104,7 @@ class Pipeline:
                 fill(at, buffer)
                 for consume in consumers:
                     consume(at, buffer)
-                if look.due():
+                if until_idle and look.due():
                     # the CPU's own time, not ours: an application that takes half of it
                     # leaves nothing for a second thread either
                     before, idle = idle, idle_seconds()
@@ -119,11 +121,15 @@ class Pipeline:
         first = next(extents, None)
         if first is None:
             return
+        extents = chain((first,), extents)
         lanes = [_Lane(self, consume) for consume in consumers]
         try:
-            for lane in lanes:
-                lane.start()
-            for at in chain((first,), extents):
+            try:
+                for lane in lanes:
+                    lane.start()
+            except RuntimeError:  # a limit of processes or memory: slower, but no reason to end
+                self._run_alone(extents, fill, consumers, until_idle=False)
+            for at in extents:
                 if self._error is not None:
                     break
                 self._stop.check()

@@ -202,6 +202,24 @@ class HostCap:
             raise DmcopyError(f"cannot use {path}: {exc}") from exc
         return cap
 
+    @staticmethod
+    def peek(path: Path) -> Bytes | None:
+        """Give the cap in force, None for none; makes nothing and waits for nobody."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            found = os.pread(fd, _SIZE, 0)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        words = memoryview(found[: len(found) // 8 * 8]).cast("Q")
+        if len(words) * 8 != _SIZE or words[0] != _MAGIC:
+            return None
+        return Bytes(words[_RATE]) if 0 < words[_RATE] <= LARGEST_RATE else None
+
     def close(self) -> None:
         """Let go of the file, which stays."""
         self._words.release()

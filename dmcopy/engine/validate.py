@@ -117,6 +117,10 @@ class SnapshotValidator:
         # The header's valid flag is not asked: it stays 1 when the COW device fails writes.
         said = _ask("snapshot", self._snapshot.status)
         match = _STATUS.fullmatch(said.strip())
+        if match is None and b" snapshot " not in b" ".join(said.split()[:3]) + b" ":
+            raise PointInTimeLost(
+                f"the snapshot was taken away by somebody else: its device says '{_shown(said)}'"
+            )
         if match is None:
             raise PointInTimeLost(
                 f"the snapshot is no longer valid: the kernel says '{_shown(said)}', because "

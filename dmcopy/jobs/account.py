@@ -10,6 +10,7 @@ from typing import Any, Final
 from dmcopy.core import events
 from dmcopy.core.durations import Durations
 from dmcopy.core.forecast import Band, Forecast, Outlook
+from dmcopy.core.holds import Holds
 from dmcopy.jobs.link import Message
 from dmcopy.jobs.prepare import Prepared
 from dmcopy.units import Bytes, Sectors, to_bytes
@@ -35,6 +36,7 @@ class Account:
         self._cow: tuple[Bytes, Bytes] | None = None
         self.begin_time = earlier.begun.begin_time if earlier is not None else None
         self.holds = list(earlier.begun.hold_seconds) if earlier is not None else []
+        self.held = Holds()  # all of this session, those below too
         self.copy_seconds: float | None = None
         self.digest: str | None = None
         self.verified = False
@@ -42,6 +44,7 @@ class Account:
         self.retires = Durations()
         self.gates = Durations()
         self.gate_writes = 0
+        self.md: tuple[dict[str, Any], ...] = ()  # of the arrays under the source; Any: JSON
 
     @property
     def total(self) -> Bytes:
@@ -102,6 +105,7 @@ class Account:
             cow_needed=_finite(outlook.needed) if outlook else None,
             first=outlook.first if outlook else None,
             bytes_retired=self.retired,
+            held=self.held.as_json(),
         )
 
     def _look_ahead(self, done: Bytes) -> None:
@@ -152,6 +156,8 @@ class Account:
             gate_hold_seconds=self.gates.summary(),
             gate_writes_held=self.gate_writes,
             kept=kept,
+            md=self.md,
+            held=self.held.as_json(),
         )
 
 

@@ -31,6 +31,8 @@ def source_now(facts: Mapping[str, Any], host: Host, *, rebooted: bool, copied: 
                 f"{known['path']} is not there since the machine was started",
                 way_out="make it as it was, so that it is not taken for the destination",
             )
+    elif facts["provider"] in (Provider.LVM, Provider.LVM_THIN):
+        return _volume_now(facts, host)
     elif rebooted:
         devno, table = _after_boot(known, host)
     return Source(
@@ -43,6 +45,28 @@ def source_now(facts: Mapping[str, Any], host: Host, *, rebooted: bool, copied: 
         why="as it was when the job began",
         dm_name=known["dm_name"],
         table=Table.parse(table) if table is not None else None,
+        mounts=(),
+    )
+
+
+def _volume_now(facts: Mapping[str, Any], host: Host) -> Source:  # Any: JSON
+    """Find a volume by its uuid: LVM may have renamed it, and gives its numbers anew."""
+    known = facts["source"]
+    devno = identity.find(known["identity"], host.sysfs)
+    if devno is None:
+        raise Refused(
+            f"{known['path']} is not active", way_out=f"activate it: lvchange -ay {known['path']}"
+        )
+    return Source(
+        path=known["path"],
+        devno=devno,
+        node=host.sysfs.node(devno),
+        length=Sectors(known["length_sectors"]),
+        logical_block=Bytes(known["logical_block_bytes"]),
+        provider=Provider(facts["provider"]),
+        why="as it was when the job began",
+        dm_name=host.sysfs.dm_name(devno),
+        table=None,
         mounts=(),
     )
 

@@ -28,6 +28,7 @@ from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.link import Message, WorkerLink
 from dmcopy.jobs.pacing import Pacing
 from dmcopy.jobs.prepare import Prepared
+from dmcopy.jobs.stamps import StampWatch
 from dmcopy.jobs.state import State
 from dmcopy.jobs.teller import Teller
 from dmcopy.jobs.upkeep import Upkeep, wants_counts
@@ -69,6 +70,11 @@ class Conductor:
         self._pausing: list[Asked] = []  # who is told when the copy is paused
         self._pacing: Pacing | None = None
         self._upkeep = Upkeep(prepared, host, journal, teller, account, clock=clock)
+        self._stamps = StampWatch(
+            prepared.source,
+            host.sysfs,
+            lambda stamp, seen: teller.record.stamp({"stamp": stamp.as_json(), "seen": seen}),
+        )
         self._ordering: deque[Asked] = deque()  # who waits to be told the order
         self._looking: deque[Asked] = deque()  # who waits to be told what is on its way
         self._phase = "copy"
@@ -111,11 +117,13 @@ class Conductor:
         for asked in (*self._ordering, *self._looking):
             asked.refuse(self._too_late)
         self._look(last=True)
+        self._upkeep.arrays.look()
         self._phase = "after"
 
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count where the application writes, from before the begin time, if that is of use."""
+        self._stamps.tick()
         if wants_counts(self.spec.order):
             self._upkeep.count()
         try:
@@ -130,6 +138,24 @@ class Conductor:
         """
         while (left := _KNOWN_SECONDS - self._upkeep.counted_for) > 0:
             time.sleep(min(left, LOOK_SECONDS))
+
+    def waiting(self, worker: WorkerLink, desk: Desk) -> Callable[[float], None]:
+        """Give a function that waits so many seconds, and serves who asks."""
+
+        def wait(seconds: float) -> None:
+            end = self._clock() + seconds
+            while (left := end - self._clock()) > 0:
+                worker.receive(left, desk.fileno())  # it has nothing to say, unless it dies
+                for asked in desk.asked():
+                    self._serve(asked, worker)
+
+        return wait
+
+    def settle_arrays(self, worker: WorkerLink, desk: Desk) -> None:
+        """Wait for a resync of an md array under the source, or pause it; serve who asks."""
+        for warning in self._prepared.warnings:
+            self._teller.warn(warning)
+        self._upkeep.arrays.settle(self.waiting(worker, desk))
 
     def verify(self, worker: WorkerLink, desk: Desk) -> Message:
         """Have the worker read everything back; gives its last word."""
@@ -219,6 +245,7 @@ class Conductor:
 
     def _look(self, *, last: bool = False) -> None:
         """Take a look for the history."""
+        self._stamps.tick()
         self._teller.chronicle.tick(
             Standing(
                 self._phase,
@@ -306,6 +333,7 @@ class Conductor:
 
     def _pause(self) -> None:
         self._is_paused = True
+        self._upkeep.arrays.let_go()
         self._teller.record.move(State.PAUSED)
         self._teller.happened(events.Paused(job=self._name, bytes_done=self._account.done))
         while self._pausing:
@@ -320,6 +348,7 @@ class Conductor:
 
     def _go(self, worker: WorkerLink) -> None:
         self._is_paused = False
+        self._upkeep.arrays.pause_again()
         self._teller.record.move(State.COPYING)
         worker.send("go")
         assert self._account.begin_time is not None

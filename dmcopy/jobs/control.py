@@ -115,6 +115,46 @@ def ask(directory: Path, job: str, verb: str, *, timeout: float | None, **fields
     return answer
 
 
+class Question:
+    """The same, for one who must not wait: `answer` when `fileno` is readable, then it is over.
+
+    Raises `DmcopyError` where nobody listens.
+    """
+
+    def __init__(self, directory: Path, job: str, verb: str, **fields: object) -> None:
+        self._job = job
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with _address(directory, job) as address:
+                self._connection.connect(address)
+            self._connection.sendall(json.dumps({"do": verb, **fields}).encode() + b"\n")
+        except OSError as exc:
+            self._connection.close()
+            raise self._silent(exc) from exc
+
+    def fileno(self) -> int:
+        """Give the descriptor that is readable when there is an answer."""
+        return self._connection.fileno()
+
+    def answer(self) -> Json:
+        """Take the answer; raises `DmcopyError` when there is none, `Refused`."""
+        try:
+            with self._connection:
+                answer: Json = json.loads(_read_line(self._connection, _LINE_SECONDS))
+        except (OSError, ValueError) as exc:
+            raise self._silent(exc) from exc
+        if not answer["ok"]:
+            raise Refused(str(answer["error"]))
+        return answer
+
+    def close(self) -> None:
+        """Want to know no more; twice is fine."""
+        self._connection.close()
+
+    def _silent(self, exc: Exception) -> DmcopyError:
+        return DmcopyError(f"the process that runs job {self._job} does not answer: {exc}")
+
+
 @contextmanager
 def _address(directory: Path, job: str) -> Iterator[str]:
     """Give a path that fits into sun_path (108 bytes, unix(7)) however long the names are."""

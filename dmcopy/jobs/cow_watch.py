@@ -40,6 +40,7 @@ class Grower(Protocol):
     """Makes the COW device larger; a stack.grow.Grower is one."""
 
     holds: list[float]  # seconds that each change held writes
+    takes_time: bool  # seconds, and it cannot while the brake is on
 
     @property
     def size(self) -> Bytes:
@@ -202,6 +203,8 @@ class CowWatch:
             return False
         if self._clock() - self._refused < _RETRY_SECONDS:
             return False
+        if grower.takes_time and self._make_brake is not None and self._is_late(used, total):
+            return False
         wanted = max(grower.step(), Bytes(int(total + 2 * soon)))
         started = self._clock()
         try:
@@ -223,6 +226,11 @@ class CowWatch:
             )
         )
         return True
+
+    def _is_late(self, used: Bytes, total: Bytes) -> bool:
+        """Tell whether it would be full before it has grown, or the brake is on."""
+        soon = self._rate_of_late() * self._hold_limit
+        return self.is_braked or total - used < max(total / _HARD_SHARE, soon)
 
     # the brake
 

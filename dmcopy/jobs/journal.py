@@ -77,6 +77,12 @@ class _Job(NamedTuple):
     lost: str | None = None
     parts: str = "{}"
 
+    @property
+    def group(self) -> str | None:
+        """The job that it is a member of, if any."""
+        group: str | None = json.loads(self.spec).get("group")
+        return group
+
     def part(self, kind: str) -> Tally:
         """Give the tally of its rows of that kind."""
         found = json.loads(self.parts).get(kind)
@@ -221,10 +227,13 @@ class Journal:
         """Forget jobs in a final state: all but the last *keep*, and the old ones of these.
 
         Old is what last changed more than *older_than* seconds before *now*.  A job that may
-        have left a file is kept.  Gives the names of the forgotten.
+        have left a file is kept, and one whose group has not ended.  Gives the names of the
+        forgotten.
         """
         with self._ledger.write():
-            ended = [job for job in self._jobs() if is_final(State(job.state))]
+            jobs = self._jobs()
+            alive = {job.name for job in jobs if not is_final(State(job.state))}
+            ended = [job for job in jobs if job.name not in alive and job.group not in alive]
             ended.sort(key=lambda job: job.changed, reverse=True)
             names = [
                 job.name
@@ -313,6 +322,18 @@ class Journal:
     def history(self, name: str) -> Mapping[str, Any] | None:  # Any: JSON
         """Give what `keep_history` kept last, None where nothing was."""
         entries = self._entries(name, "history")
+        return entries[-1][1] if entries else None
+
+    def keep_stamp(self, name: str, stamp: Mapping[str, Any]) -> None:  # Any: JSON
+        """Keep what the source's file system said last (`jobs.stamps`), in place of the last."""
+        with self._changing(name) as change:
+            row = (name, "stamp", 0, time.time(), json.dumps(stamp))
+            tally = self._ledger.put("entry", change.job.part("stamp"), *row)
+            change.job = change.job.with_part("stamp", tally)
+
+    def stamp(self, name: str) -> Mapping[str, Any] | None:  # Any: JSON
+        """Give what `keep_stamp` kept last, None where nothing was."""
+        entries = self._entries(name, "stamp")
         return entries[-1][1] if entries else None
 
     def forget_leftovers(self, name: str) -> None:

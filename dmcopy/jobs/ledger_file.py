@@ -25,6 +25,7 @@ from urllib.parse import quote
 from dmcopy.errors import DmcopyError, JournalDamaged
 from dmcopy.jobs.ledger import TABLES, Ledger, Row, Tally, errors, said
 from dmcopy.jobs.state import State
+from dmcopy.kernel.whole_file import sync_directory
 
 VERSION: Final = 2
 _OLD: Final = 1
@@ -135,7 +136,7 @@ def _make(path: Path) -> None:
     missing = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for folder in missing:
-        _sync(folder.parent)
+        sync_directory(folder.parent)
     if _has_wal(path) and not path.exists():
         # SQLite would put what it holds into the new file.
         raise DmcopyError(
@@ -155,7 +156,7 @@ def _make(path: Path) -> None:
             os.link(new, path)
         except FileExistsError:
             return  # another process was faster
-        _sync(path.parent)
+        sync_directory(path.parent)
     finally:
         new.unlink(missing_ok=True)
 
@@ -362,11 +363,3 @@ def _has_wal(path: Path) -> bool:
         return path.with_name(f"{path.name}-wal").stat().st_size > 0
     except FileNotFoundError:
         return False
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

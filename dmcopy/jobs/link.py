@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import select
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -19,6 +18,7 @@ from typing import Any, Final, TypeAlias
 from dmcopy import errors
 from dmcopy.errors import DmcopyError, WorkerDied
 from dmcopy.kernel.command import Process, start_process
+from dmcopy.kernel.own_code import helper
 
 Message: TypeAlias = Mapping[str, Any]  # Any: JSON
 
@@ -56,7 +56,7 @@ class WorkerLink:
         self._buffer = b""
 
     def __enter__(self) -> WorkerLink:
-        self._process = self._start([sys.executable, "-m", "dmcopy.jobs.worker"])
+        self._process = self._start(helper("dmcopy.jobs.worker"))
         return self
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,21 +15,30 @@ from dmcopy.destinations import parse as parse_destination
 from dmcopy.destinations.base import Can, Destination, Surroundings
 from dmcopy.destinations.block import BlockDestination
 from dmcopy.errors import Refused, UsageError
+from dmcopy.jobs import md_policy
+from dmcopy.jobs.application import Application
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Done
+from dmcopy.jobs.lvm_standing import LvmNow, ThinNow
+from dmcopy.jobs.md_split_standing import SplitNow
 from dmcopy.jobs.spec import CopySpec
 from dmcopy.jobs.standing import ClaimedNow, SplicedNow, Standing
 from dmcopy.jobs.state import State
+from dmcopy.jobs.twins import check_new_identity
 from dmcopy.kernel.lvm import Lvm
+from dmcopy.kernel.md import Md
+from dmcopy.kernel.mdadm import Mdadm
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.begin import Claim, splice
-from dmcopy.stack.cow import CowPlan
+from dmcopy.stack.cow import CowPlan, CowSnapshot
 from dmcopy.stack.cow_plan import plan_cow
 from dmcopy.stack.discover import Provider, Source, discover
+from dmcopy.stack.md_split import split_source
 from dmcopy.stack.names import check_job
-from dmcopy.stack.plan import Plan
 from dmcopy.stack.recover import find_remains
-from dmcopy.units import Sectors, to_bytes
+from dmcopy.stack.stripes import full_stripe
+from dmcopy.stack.together import Meet
+from dmcopy.units import Bytes, Sectors, to_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,7 @@ class Earlier:
     mark: Mapping[str, str | int] | None  # of the destination; None: nothing is there yet
     counts: Mapping[str, int]
     copied: bool  # everything is durable at the destination, and the stack is as before
+    renewing: bool = False  # the copy may differ from the image by now: its identity is another
     state: State  # of the journal, and what is durable, both when it was looked at
     done: tuple[Done, ...]
     history: History | None = None
@@ -54,11 +66,19 @@ class Prepared:
     segment: Sectors
     cow: CowPlan | None
     standing: Standing
+    about_arrays: tuple[str, ...] = ()  # what is done about md arrays, as lines of a plan
+    warnings: tuple[str, ...] = ()
+    application: Application | None = None  # None: somebody else goes around the instant
     earlier: Earlier | None = None  # what was done before, where the job goes on
+    source_identity: Mapping[str, str | int] | None = None
 
     @property
     def retires(self) -> tuple[bool, str]:
         """Tell whether what is copied leaves the snapshot, and why, or why not."""
+        if self.source.provider is Provider.LVM_THIN:
+            return False, "a thin snapshot costs its pool the same, whatever is copied"
+        if self.source.provider is Provider.MD_SPLIT:
+            return False, "nobody writes to the member that was split off"
         if self.cow is None:
             return False, "there is no snapshot, for nobody writes to an idle source"
         return self.spec.retires()
@@ -90,6 +110,7 @@ class Prepared:
     def planned(self) -> events.Planned:
         """Give the event that tells what is going to happen."""
         retire, why = self.retires
+        charge = self.application.charge() if self.application is not None else None
         return events.Planned(
             job=self.spec.name,
             source=self.source.path,
@@ -101,16 +122,27 @@ class Prepared:
             segment_bytes=to_bytes(self.segment),
             cow=self.cow.how if self.cow else None,
             cow_bytes=to_bytes(self.cow.length) if self.cow else None,
-            steps=self.standing.lines(),
+            steps=(
+                *self.about_arrays,
+                *(f"# {warning}" for warning in self.warnings),
+                *self.standing.lines(),
+            ),
             retire=retire,
             retire_why=why,
             order=self.spec.order if self.cow else Policy.SEQUENTIAL,
             gate=self.spec.gate,
+            hooks=tuple(shlex.join(hook) for hook in charge.hooks) if charge else (),
+            freezes=charge.freeze if charge else (),
+            new_identity=self.spec.new_identity,
+            source_identity=self.source_identity,
+            destination_identity=self.identity,
         )
 
 
-def prepare(spec: CopySpec, host: Host) -> Prepared:
+def prepare(spec: CopySpec, host: Host, *, meet: Meet | None = None) -> Prepared:
     """Look at everything and decide; changes nothing.
+
+    With *meet* the begin time is that of an instant that other volumes have too.
 
     Raises `UsageError` for words that make no sense, `Refused` for what would be unsafe.
     """
@@ -121,15 +153,22 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
     if spec.verify and Can.REREAD not in destination.can:
         raise UsageError(f"{destination} cannot be read back, so it cannot be verified")
     _check_words(spec)
+    if spec.via == "md-split":
+        return _prepare_split(spec, destination, host)
     wants_cow = not spec.cow.is_auto
-    source = discover(spec.source, host.dm, host.sysfs, want_splice=wants_cow)
+    lvm = Lvm(host.run)
+    source = discover(spec.source, host.dm, host.sysfs, want_splice=wants_cow, lvm=lvm)
     chunk = geometry.check_chunk(spec.chunk, source.logical_block)
-    segment = geometry.segment_size(spec.segment, chunk, destination.segment_alignment())
+    segment, warnings = _segment(spec, source, chunk, destination, host)
+    found = Md(host.sysfs).below(source.devno)
+    md_policy.refuse(found)
+    # of a group, the leader goes around the instant
+    application = Application(spec, [source], host) if meet is None else None
     cow: CowPlan | None = None
     standing: Standing
-    if source.provider is Provider.SPLICE:
-        assert host.dm is not None
+    if source.provider is not Provider.IDLE:
         _refuse_remains(spec.name, host)
+    if source.provider in (Provider.SPLICE, Provider.LVM):
         cow = plan_cow(
             spec.cow,
             job=spec.name,
@@ -138,8 +177,13 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
             chunk=chunk,
             directory=host.places.cow_files,
             sysfs=host.sysfs,
-            lvm=Lvm(host.run),
+            lvm=lvm,
+            volume=source.volume,
+            may_grow=spec.gate == "none",
         )
+    if source.provider is Provider.SPLICE:
+        assert host.dm is not None
+        assert cow is not None
         spliced = splice(
             host.dm,
             host.sysfs,
@@ -148,20 +192,48 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
             cow=cow,
             chunk=chunk,
             hold_limit=spec.hold_limit,
-            lvm=Lvm(host.run),
+            lvm=lvm,
+            lockfs=spec.freeze == "auto",
+            meet=meet,
         )
         standing = SplicedNow(spliced, source, chunk, host.sysfs)
+    elif isinstance(cow, CowSnapshot):
+        standing = LvmNow(
+            host,
+            source,
+            cow,
+            job=spec.name,
+            hold_limit=spec.hold_limit,
+            lockfs=spec.freeze == "auto",
+            meet=meet,
+        )
+    elif source.provider is Provider.LVM_THIN and meet is not None:
+        raise Refused(
+            f"{spec.source} is a thin volume, whose begin time LVM fixes in its own time, so it "
+            "has none in common with others",
+            way_out="copy it alone, or put the data on thick volumes",
+        )
+    elif source.provider is Provider.LVM_THIN and not wants_cow:
+        standing = ThinNow(host, source, job=spec.name)
+    elif source.provider is Provider.LVM_THIN:
+        raise UsageError(
+            f"{spec.source} is a thin volume: its snapshot lies in its pool, so it takes no --cow"
+        )
     elif wants_cow:
         raise UsageError(f"{spec.source} is no dm device, so it takes no --cow: {source.why}")
     else:
         claim = Claim(source.node, host.sysfs)
-        standing = ClaimedNow(claim, Plan(job=spec.name, prepare=[claim]), source)
+        standing = ClaimedNow(
+            claim, source, job=spec.name, late=bool(application and application.hooks), meet=meet
+        )
     if cow is None and (spec.gate != "none" or spec.keep):
         word = "--keep" if spec.keep else f"--gate {spec.gate}"
         raise UsageError(f"{word} needs a snapshot, and {spec.source} has none: {source.why}")
     around = surroundings(spec, source, cow, host)
     destination.check(source.length, around)
     _check_cow_devices(cow, around)
+    if spec.new_identity:
+        check_new_identity(host, source.node, destination)
     return Prepared(
         spec=spec,
         source=source,
@@ -170,7 +242,63 @@ def prepare(spec: CopySpec, host: Host) -> Prepared:
         segment=segment,
         cow=cow,
         standing=standing,
+        about_arrays=md_policy.lines(spec.md_resync, found),
+        warnings=warnings,
+        application=application,
+        source_identity=host.sysfs.identity(source.devno),
     )
+
+
+def _prepare_split(spec: CopySpec, destination: Destination, host: Host) -> Prepared:
+    """Prepare a copy of the member that is split off a RAID1."""
+    if host.dm is None:
+        raise Refused(
+            "this kernel has no device-mapper, which claims the member that is split off",
+            way_out="modprobe dm-mod",
+        )
+    if not spec.cow.is_auto or spec.keep or spec.gate != "none":
+        raise UsageError("--via md-split takes no --cow, --keep or --gate: it needs no snapshot")
+    if spec.md_resync in ("pause", "ignore"):
+        raise UsageError(
+            f"--via md-split makes a member, so it cannot go with --md-resync {spec.md_resync}"
+        )
+    spec = replace(spec, md_resync="wait")
+    source, split = split_source(spec.source, host.sysfs, Mdadm(host.run))
+    _refuse_remains(spec.name, host)
+    chunk = geometry.check_chunk(spec.chunk, source.logical_block)
+    segment, warnings = _segment(spec, source, chunk, destination, host)
+    found = Md(host.sysfs).below(source.devno)
+    md_policy.refuse(found)
+    around = surroundings(spec, source, None, host)
+    destination.check(source.length, around)
+    return Prepared(
+        spec=spec,
+        source=source,
+        destination=destination,
+        identity=destination.identity(around),
+        segment=segment,
+        cow=None,
+        standing=SplitNow(
+            host, split, job=spec.name, hold_limit=spec.hold_limit, freeze=spec.freeze == "auto"
+        ),
+        application=Application(spec, [source], host),
+        about_arrays=md_policy.lines(spec.md_resync, found),
+        warnings=warnings,
+        source_identity=host.sysfs.identity(source.devno),
+    )
+
+
+def _segment(
+    spec: CopySpec, source: Source, chunk: Sectors, destination: Destination, host: Host
+) -> tuple[Sectors, tuple[str, ...]]:
+    """Give the size of segments: whole chunks and, where that can be had, whole stripes of md."""
+    unit = destination.segment_alignment()
+    stripe = full_stripe(source.devno, host.dm, host.sysfs)
+    if geometry.stripe_aligned(spec.segment, chunk, unit, stripe):
+        unit = Bytes(math.lcm(unit, stripe))
+        stripe = Bytes(0)
+    segment = geometry.segment_size(spec.segment, chunk, unit)
+    return segment, (md_policy.about_stripes(stripe, to_bytes(segment)),) if stripe else ()
 
 
 def _check_words(spec: CopySpec) -> None:

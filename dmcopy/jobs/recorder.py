@@ -55,6 +55,10 @@ class Recorder:
         """Keep how the copy went so far, unless the journal fails: there will be another."""
         self._now_or_never(lambda: self._journal.keep_history(self._job, history))
 
+    def stamp(self, stamp: Mapping[str, Any]) -> None:  # Any: JSON
+        """Keep what the source's file system says, unless the journal fails."""
+        self._now_or_never(lambda: self._journal.keep_stamp(self._job, stamp))
+
     def commit(self, rows: Sequence[tuple[Extent, str | None]], counts: Mapping[str, int]) -> None:
         """Record what is durable at the destination."""
         self._do(lambda: self._journal.commit(self._job, rows, counts=counts))

@@ -9,242 +9,30 @@ reason: never a guess.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from dmcopy.core import events
 from dmcopy.core.extent import Extent
 from dmcopy.core.history import History
-from dmcopy.destinations import parse as parse_destination
 from dmcopy.destinations.base import Destination, Surroundings
-from dmcopy.errors import DmcopyError, LeftBehind, PointInTimeLost, Refused, UsageError
+from dmcopy.errors import DmcopyError, PointInTimeLost, Refused, UsageError
 from dmcopy.jobs.after_boot import cow_of, room_on_record, source_now, store_now
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal, Logged, Record
+from dmcopy.jobs.lvm_standing import ThinAgain
 from dmcopy.jobs.prepare import Earlier, Prepared, spare_devices
 from dmcopy.jobs.spec import CopySpec
-from dmcopy.jobs.standing import Json, SplicedNow, Standing, cow_reading
+from dmcopy.jobs.standing import Standing
+from dmcopy.jobs.standing_again import ClaimedAgain, Over, Reassembled, Taken
 from dmcopy.jobs.state import State, is_final
-from dmcopy.kernel.lvm import Lvm
-from dmcopy.kernel.sysfs import Sysfs
-from dmcopy.stack.adopt import Adopted, adopt, settle
-from dmcopy.stack.begin import Claim, Spliced
+from dmcopy.jobs.twins import was_begun
+from dmcopy.jobs.whereabouts import destination_now
 from dmcopy.stack.cow import CowPlan
 from dmcopy.stack.discover import Provider, Source
-from dmcopy.stack.evidence import refuse_written
-from dmcopy.stack.hold import Instant
-from dmcopy.stack.reassemble import reassembled
-from dmcopy.stack.recover import (
-    Remains,
-    find_remains,
-    remove_files,
-    remove_lvs,
-    take_apart,
-)
+from dmcopy.stack.reassemble import CheckStore, reassembled
 from dmcopy.units import Sectors, to_sectors
-
-
-class Taken(Standing):
-    """A snapshot that an earlier process of the job spliced in, in this boot."""
-
-    def __init__(
-        self,
-        host: Host,
-        source: Source,
-        spec: CopySpec,
-        *,
-        retired: Sequence[Extent],
-        files: Sequence[str],
-    ) -> None:
-        """*retired* is on record as such, *files* are the COW device's, which go at the end."""
-        self._host = host
-        self._hold_limit = spec.hold_limit
-        self._retired = tuple(retired)
-        self._source = source
-        self._chunk = to_sectors(spec.chunk)
-        self._job = spec.name
-        self._files = tuple(files)
-        self._adopted: Adopted | None = None
-
-    def lines(self) -> tuple[str, ...]:
-        return ("# go on with the snapshot that is there",)
-
-    def begin(self, record: Callable[[str], None]) -> Instant | None:
-        self.check()
-        adopted = self._adopted
-        assert adopted is not None
-        if adopted.is_braked:
-            assert self._host.dm is not None
-            assert self._source.dm_name is not None
-            record("take out the brake that was left")
-            table = settle(
-                self._host.dm,
-                adopted,
-                job=self._job,
-                name=self._source.dm_name,
-                limit=self._hold_limit,
-            )
-            self._adopted = replace(adopted, origin_table=table, is_braked=False)
-        return None
-
-    def check(self) -> None:
-        assert self._host.dm is not None
-        assert self._source.table is not None
-        assert self._source.dm_name is not None
-        self._adopted = adopt(
-            self._host.dm,
-            self._remains(),
-            name=self._source.dm_name,
-            original=self._source.table,
-            chunk=self._chunk,
-            retired=self._retired,
-        )
-        self.snapshot = self._host.sysfs.node(self._adopted.snapshot)
-
-    def reading(self) -> Json:
-        adopted = self._adopted
-        assert adopted is not None
-        return cow_reading(
-            self._host.sysfs,
-            source=adopted.source,
-            cow=adopted.cow,
-            chunk=self._chunk,
-            snapshot_uuid=adopted.snapshot_uuid,
-            origin=adopted.origin,
-            origin_table=adopted.origin_table,
-        )
-
-    def end(self) -> float | None:
-        return _take_apart(self._host, self._job, self._files)
-
-    def _remains(self) -> Remains:
-        assert self._host.dm is not None
-        return find_remains(self._host.dm, self._host.sysfs).get(self._job, Remains(self._job))
-
-
-class Reassembled(Standing):
-    """A snapshot that is put together again around its store, after the machine went down."""
-
-    def __init__(
-        self,
-        spliced: Spliced,
-        source: Source,
-        chunk: Sectors,
-        host: Host,
-        *,
-        job: str,
-        files: Sequence[str],
-    ) -> None:
-        """*files* are those of the COW device, which go at the end."""
-        self._inner = SplicedNow(spliced, source, chunk, host.sysfs)
-        self._source = source
-        self._host = host
-        self._job = job
-        self._files = tuple(files)
-
-    def lines(self) -> tuple[str, ...]:
-        return self._inner.lines()
-
-    def check(self) -> None:
-        refuse_written(self._source.devno, self._source.path, self._host.sysfs)
-
-    def begin(self, record: Callable[[str], None]) -> Instant | None:
-        self._inner.begin(record)
-        self.snapshot = self._inner.snapshot
-        return None
-
-    def reading(self) -> Json:
-        return self._inner.reading()
-
-    def end(self) -> float | None:
-        held = self._inner.end()
-        _take_apart(self._host, self._job, self._files)
-        return held
-
-
-class ClaimedAgain(Standing):
-    """An idle device: claimed again, if nobody wrote to it meanwhile."""
-
-    def __init__(self, source: Source, sysfs: Sysfs, writes: int) -> None:
-        self._source = source
-        self._writes = writes
-        self._sysfs = sysfs
-        # No flush: what another left in the page cache must still be seen as a write of his.
-        self._claim = Claim(source.node, sysfs, flush=False)
-
-    def lines(self) -> tuple[str, ...]:
-        return tuple(self._claim.lines())
-
-    def begin(self, record: Callable[[str], None]) -> Instant | None:
-        record(str(self._claim))
-        self._claim.do()
-        self.check()
-        return None
-
-    def check(self) -> None:
-        writes = self._sysfs.writes(self._source.devno) - self._writes
-        if writes:
-            raise PointInTimeLost(
-                f"{self._source.path} was written after the job was interrupted ({writes} writes)"
-            )
-
-    def reading(self) -> Json:
-        idle = {"devno": self._source.devno, "writes": self._writes}
-        return {"source_path": self._source.node, "cow": None, "idle": idle}
-
-    def facts(self) -> Json:
-        return {"idle_writes": self._writes}
-
-    def end(self) -> float | None:
-        self._claim.undo()
-        return None
-
-
-class Over(Standing):
-    """Nothing need stand any more: everything is durable at the destination, and on record.
-
-    What was not yet taken apart when the job was interrupted still is.
-    """
-
-    def __init__(self, host: Host, job: str, files: Sequence[str]) -> None:
-        self._host = host
-        self._job = job
-        self._files = tuple(files)
-
-    def lines(self) -> tuple[str, ...]:
-        return ()
-
-    def begin(self, record: Callable[[str], None]) -> Instant | None:
-        raise AssertionError("a copied job begins nothing")
-
-    def check(self) -> None:
-        """Nothing can be missing."""
-
-    def reading(self) -> Json:
-        raise AssertionError("a copied job reads nothing")
-
-    def end(self) -> float | None:
-        return _take_apart(self._host, self._job, self._files)
-
-
-def _take_apart(host: Host, job: str, files: Sequence[str]) -> float | None:
-    """Take apart what the kernel has of a job, and remove the *files* of its COW device."""
-    remains = find_remains(host.dm, host.sysfs).get(job) if host.dm is not None else None
-    held = None
-    left: list[str] = []
-    if remains is not None and host.dm is not None:
-        _, not_taken, held = take_apart(host.dm, remains)
-        left += not_taken
-        files = sorted(remains.cow_files().union(files))
-        if remains.lvs:
-            _, kept = remove_lvs(Lvm(host.run), job)
-            left += kept
-    _, kept_files = remove_files(files)
-    left += kept_files
-    if left:
-        raise LeftBehind(left, job=job)
-    return held
 
 
 def was_kept(record: Record) -> bool:
@@ -258,6 +46,8 @@ def why_not_resumable(record: Record) -> str | None:
         return f"it is {record.state}"
     if record.begun is None or record.facts is None:
         return "it was interrupted before its begin time was fixed"
+    if record.facts["provider"] == Provider.MD_SPLIT:
+        return "the member that it was split off goes back into its array when a job ends"
     if was_kept(record):
         return "the copy is complete, and only its snapshot was kept"
     return record.lost
@@ -319,11 +109,19 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
     copied = all_done or record.state in (State.COPIED, State.VERIFIED)
     rebooted = record.facts["boot_id"] != host.sysfs.boot_id()
     source = source_now(record.facts, host, rebooted=rebooted, copied=copied)
-    destination = parse_destination(spec.destination)
+    destination, recorded = destination_now(
+        spec.destination, record.spec["identity"], host.sysfs, host.run
+    )
+    if recorded is not record.spec["identity"]:  # it has another name by now
+        spec = replace(spec, destination=str(destination))
     cow = cow_of(record.facts, host.sysfs, rebooted=rebooted, copied=copied)
     files = [f for f in journal.leftovers(name) if f not in destination.leftovers()]
     if copied:
         standing: Standing = Over(host, name, files)
+    elif source.provider is Provider.LVM_THIN:
+        standing = ThinAgain(host, record.facts["thin"], job=name)
+    elif source.provider is Provider.LVM:
+        standing = _by_lvm(record, source, spec, host, journal, cow=cow, rebooted=rebooted)
     elif rebooted:
         assert cow is not None
         log = journal.log_of(name)
@@ -333,8 +131,13 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
         standing = Taken(host, source, spec, retired=retired, files=files)
     else:
         standing = ClaimedAgain(source, host.sysfs, int(record.facts["idle_writes"]))
+    if verify and was_begun(record.facts):
+        raise Refused(
+            f"{destination} has an identity of its own by now, or half of it: it cannot be read "
+            "back as the image any more",
+            way_out=f"go on without it: dmcopy resume {name}",
+        )
     mark = _mark(record.facts, destination, has_rows=bool(done))
-    recorded = record.spec["identity"]
     destination.check(
         source.length,
         Surroundings(
@@ -360,10 +163,46 @@ def prepare_resume(name: str, host: Host, journal: Journal, *, verify: bool) -> 
             mark=mark,
             counts=record.facts["counts"],
             copied=copied,
+            renewing=was_begun(record.facts),
             state=record.state,
             done=tuple(done),
             history=History.from_json(journal.history(name)),
         ),
+    )
+
+
+def _by_lvm(
+    record: Record,
+    source: Source,
+    spec: CopySpec,
+    host: Host,
+    journal: Journal,
+    *,
+    cow: CowPlan | None,
+    rebooted: bool,
+) -> Taken:
+    """Go on with LVM's snapshot: LVM puts it under the volume again before anybody can write."""
+    assert cow is not None
+    done = journal.done(record.name)
+    known = int(record.progress["exceptions"]) if record.progress is not None else 0
+    room = room_on_record(cow, record, journal.log_of(record.name))
+
+    def store(path: str) -> CheckStore:
+        return CheckStore(
+            lambda: path,
+            room=room,
+            source=source.length,
+            chunk=to_sectors(spec.chunk),
+            known=known,
+        )
+
+    return Taken(
+        host,
+        source,
+        spec,
+        retired=[Extent(row.extent.start, row.retired) for row in done if row.retired],
+        files=(),
+        store=store if rebooted else None,
     )
 
 

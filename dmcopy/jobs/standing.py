@@ -10,13 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from dmcopy.core import events
 from dmcopy.core.table import Table
 from dmcopy.kernel.blkdev import locked
 from dmcopy.kernel.sysfs import Sysfs
-from dmcopy.stack.begin import Claim, Spliced
+from dmcopy.stack.begin import Attend, Claim, Spliced
 from dmcopy.stack.discover import Source
 from dmcopy.stack.hold import Instant
-from dmcopy.stack.plan import Plan
+from dmcopy.stack.plan import Around, Plan, Step
+from dmcopy.stack.together import Meet
 from dmcopy.units import Sectors
 
 Json = dict[str, Any]  # Any: JSON
@@ -26,17 +28,30 @@ class Standing(ABC):
     """A begin time; `begin` first, `end` in every case."""
 
     snapshot: str | None = None  # /dev path of the kernel's own view, where there is one
+    warnings: tuple[str, ...] = ()  # what a person should know of how it began
+    plan: Plan | None = None  # what `begin` does to the machine, where it does something
 
     @abstractmethod
     def lines(self) -> tuple[str, ...]:
         """Give what `begin` does as shell lines."""
 
+    def get_ready(  # noqa: B027 (most are)
+        self,
+        record: Callable[[str], None],
+        wait: Callable[[float], None],
+        tell: Callable[[events.Event], None],
+    ) -> None:
+        """Do what takes long before `begin`; *record* as there, *wait* serves who asks meanwhile.
+
+        What it did is undone by `end`.
+        """
+
     @abstractmethod
-    def begin(self, record: Callable[[str], None]) -> Instant | None:
+    def begin(self, record: Callable[[str], None], around: Around | None = None) -> Instant | None:
         """Fix the begin time, or make sure that it stands; None when it was fixed before.
 
-        *record* writes an intent durably.  Raises `PointInTimeLost` when it does not stand
-        any more.
+        *record* writes an intent durably; *around* goes around a new instant.  Raises
+        `PointInTimeLost` when it does not stand any more.
         """
 
     @abstractmethod
@@ -82,11 +97,20 @@ def cow_reading(
     }
 
 
+def frozen_already(source: Source) -> str:
+    """Say that the file system on *source* was not frozen by us."""
+    return (
+        f"the file system on {source.path} was frozen already, by somebody else, and is in the "
+        "copy as it was then"
+    )
+
+
 class SplicedNow(Standing):
     """A snapshot that is spliced under the live source."""
 
     def __init__(self, spliced: Spliced, source: Source, chunk: Sectors, sysfs: Sysfs) -> None:
         self._spliced = spliced
+        self.plan = spliced.plan
         self._source = source
         self._chunk = chunk
         self._sysfs = sysfs
@@ -97,11 +121,13 @@ class SplicedNow(Standing):
     def check(self) -> None:
         """A new begin time cannot be missing."""
 
-    def begin(self, record: Callable[[str], None]) -> Instant | None:
+    def begin(self, record: Callable[[str], None], around: Around | None = None) -> Instant | None:
         # Alone: of two that load a table and resume, one would make the other's live, and take
         # the time of its own resume for the begin time.
         with locked(self._source.node):
-            self._spliced.plan.run(record)
+            self._spliced.plan.run(record, around)
+        if self._spliced.splice.was_frozen:
+            self.warnings = (frozen_already(self._source),)
         self.snapshot = self._sysfs.node(self._spliced.snapshot.devno())
         return self._spliced.splice.instant
 
@@ -125,20 +151,38 @@ class SplicedNow(Standing):
 class ClaimedNow(Standing):
     """A device that nobody uses, held by O_EXCL."""
 
-    def __init__(self, claim: Claim, plan: Plan, source: Source) -> None:
+    def __init__(
+        self,
+        claim: Claim,
+        source: Source,
+        *,
+        job: str,
+        late: bool = False,
+        meet: Meet | None = None,
+    ) -> None:
+        """With *meet* the begin time is that of an instant that others have too.
+
+        *late*: hooks have their say before the claim, which is the instant; else a signal may end
+        it.
+        """
         self._claim = claim
-        self._plan = plan
+        self._attend = Attend(meet) if meet is not None else None
+        critical: list[Step] = [self._attend] if self._attend is not None else []
+        critical = [claim, *critical] if late else critical
+        self.plan = Plan(job=job, prepare=[] if late else [claim], critical=critical)
         self._source = source
 
     def lines(self) -> tuple[str, ...]:
-        return self._plan.lines()
+        assert self.plan is not None
+        return self.plan.lines()
 
     def check(self) -> None:
         """A new begin time cannot be missing."""
 
-    def begin(self, record: Callable[[str], None]) -> Instant | None:
-        self._plan.run(record)
-        return self._claim.instant
+    def begin(self, record: Callable[[str], None], around: Around | None = None) -> Instant | None:
+        assert self.plan is not None
+        self.plan.run(record, around)
+        return self._attend.instant if self._attend is not None else self._claim.instant
 
     def reading(self) -> Json:
         idle = {"devno": self._source.devno, "writes": self._claim.writes}
@@ -148,5 +192,6 @@ class ClaimedNow(Standing):
         return {"idle_writes": self._claim.writes}
 
     def end(self) -> float | None:
-        self._plan.undo()
+        assert self.plan is not None
+        self.plan.undo()
         return None

@@ -51,6 +51,7 @@ class Teller:
     def gated(self, event: events.Segment) -> None:
         """Tell that a segment was copied while writes to it waited."""
         self._account.gates.add(event.hold_seconds)
+        self._account.held.add(event.hold_seconds)
         self._account.gate_writes += event.writes_held
         self.chronicle.held("gate", event.hold_seconds)
         self._observer(event)
@@ -66,6 +67,7 @@ class Teller:
             self._account.retires.add(seconds)
         else:
             self._account.holds.append(seconds)
+        self._account.held.add(seconds)
         self.chronicle.held(reason, seconds)
         self._observer(
             events.Hold(job=self._job, device=self._device, reason=reason, seconds=seconds)

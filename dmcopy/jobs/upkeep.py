@@ -12,6 +12,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Final
 
 from dmcopy.core import geometry
@@ -20,6 +21,7 @@ from dmcopy.core.forecast import Forecast, Outlook
 from dmcopy.core.order import Policy
 from dmcopy.errors import DmcopyError, DmFailed, Interrupted, PointInTimeLost
 from dmcopy.jobs.account import Account
+from dmcopy.jobs.arrays import Arrays
 from dmcopy.jobs.cow_watch import CowWatch, Steer
 from dmcopy.jobs.gating import Gating
 from dmcopy.jobs.host import Host
@@ -32,9 +34,12 @@ from dmcopy.kernel.dm import Dm
 from dmcopy.kernel.lvm import Lvm
 from dmcopy.stack.brake import Brake
 from dmcopy.stack.counters import WriteCounter, counter_area
+from dmcopy.stack.cow import CowPlan, CowSnapshot
 from dmcopy.stack.gate import LiveTables
-from dmcopy.stack.grow import grower
-from dmcopy.stack.names import Role, device_name
+from dmcopy.stack.grow import Growing, grower
+from dmcopy.stack.layers import Layers
+from dmcopy.stack.lvm_guard import Guard, only_ours
+from dmcopy.stack.names import Role
 from dmcopy.stack.plan import signals_deferred
 from dmcopy.stack.retire import Retire
 from dmcopy.units import Bytes, Sectors, to_bytes, to_sectors
@@ -74,6 +79,9 @@ class Upkeep:
         self._counting = 0.0  # since when
         self._counted = 0.0
         self._retired: list[Extent] = []
+        self.arrays = Arrays(
+            host, prepared.spec, prepared.source.devno, teller, account, clock=clock
+        )
         self.later: deque[Message] = deque()  # what the worker said while it was told something
         self.failure: DmcopyError | None = None  # of the worker, met then
 
@@ -137,6 +145,7 @@ class Upkeep:
             return
         dm, name = origin
         spec, teller = self._prepared.spec, self._teller
+        guard = self._guard(dm)
 
         def brake() -> Brake:
             return Brake(
@@ -146,6 +155,7 @@ class Upkeep:
                 segment=self._prepared.segment,
                 hold_limit=spec.hold_limit,
                 announce=self._announce,
+                guard=guard,
             )
 
         if spec.gate == "segment":
@@ -171,6 +181,7 @@ class Upkeep:
                 origin=name,
                 hold_limit=spec.hold_limit,
                 announce=self._announce,
+                guard=guard,
             )
             self._retiring = Retiring(
                 retire, self._retire, teller.hold, teller.warn, clock=self._clock
@@ -189,6 +200,7 @@ class Upkeep:
 
     def tick(self) -> None:
         """Look at everything for which it is time."""
+        self.arrays.tick()
         if self._watch is not None:
             self._watch.tick(self._account.done)
             self._account.watched(self._watch.cow, self._watch.outlook)
@@ -236,6 +248,7 @@ class Upkeep:
         """
         if worker_gone:
             self._worker = None
+        self.arrays.let_go()
         watch, self._watch = self._watch, None
         gating, self._gating = self._gating, None
         retiring, self._retiring = self._retiring, None
@@ -271,7 +284,7 @@ class Upkeep:
         return CowWatch(
             dm,
             spec.name,
-            device_name(spec.name, Role.SNAP),
+            self._snapshot_name(dm),
             Forecast(most=to_bytes(geometry.never_overflow(prepared.source.length, chunk))),
             Steer(
                 retire=self._retire,
@@ -282,19 +295,37 @@ class Upkeep:
                 hold=self._teller.hold,
             ),
             size=self._account.total,
-            grower=grower(
-                prepared.cow,
-                job=spec.name,
-                dm=dm,
-                sysfs=self._host.sysfs,
-                lvm=Lvm(self._host.run),
-                chunk=chunk,
-                hold_limit=spec.hold_limit,
-            ),
+            grower=self._grower(dm, prepared.cow, chunk),
             brake=make_brake,
             hold_limit=spec.hold_limit,
             clock=self._clock,
         )
+
+    def _guard(self, dm: Dm) -> Guard:
+        """Give what is entered around swaps of the origin: it may have other snapshots by LVM."""
+        cow, source = self._prepared.cow, self._prepared.source
+        if not isinstance(cow, CowSnapshot):
+            return nullcontext
+        return only_ours(dm, self._host.sysfs, job=self._name, vg=cow.vg, origin=source.devno)
+
+    def _grower(self, dm: Dm, cow: CowPlan, chunk: Sectors) -> Growing | None:
+        if isinstance(cow, CowSnapshot) and self._gating is not None:
+            return None  # LVM cannot extend it under our gate
+        return grower(
+            cow,
+            job=self._name,
+            dm=dm,
+            sysfs=self._host.sysfs,
+            lvm=Lvm(self._host.run),
+            chunk=chunk,
+            hold_limit=self._prepared.spec.hold_limit,
+        )
+
+    def _snapshot_name(self, dm: Dm) -> str:
+        snapshot = Layers(dm, self._name).info(Role.SNAP)
+        if snapshot is None:
+            raise PointInTimeLost(f"the snapshot of job {self._name} was removed")
+        return snapshot.name
 
     def _set_batches(self, most: Bytes, seconds: float) -> None:
         self.tell("batch", batch_sectors=to_sectors(most), seconds=seconds)

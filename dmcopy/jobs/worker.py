@@ -7,7 +7,6 @@ O_DIRECT reads into private memory corrupts data (open(2), NOTES).
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
 import logging
@@ -31,16 +30,16 @@ from dmcopy.engine.runs import Digest
 from dmcopy.engine.throttle import HostCap, Throttle
 from dmcopy.engine.validate import IdleValidator, Layer, SnapshotValidator
 from dmcopy.engine.worker import Reading, Saw, Service, WorkSession
-from dmcopy.errors import SourceFailed
+from dmcopy.errors import DmcopyError, SourceFailed
 from dmcopy.kernel.blkdev import BlockDevice
 from dmcopy.kernel.command import Commander, Completed
 from dmcopy.kernel.dmrequest import CONTROL, Probe
 from dmcopy.kernel.memory import lock_memory
+from dmcopy.kernel.parent import end_with_parent
 from dmcopy.kernel.priority import step_back
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.units import KIB, Sectors
 
-_PR_SET_PDEATHSIG: Final = 1  # include/uapi/linux/prctl.h
 _STACK: Final = 512 * KIB  # of a thread; mlockall makes all of it resident
 
 
@@ -144,19 +143,9 @@ def _start_nothing(argv: Sequence[str], stdin: str | None, timeout: float) -> Co
     raise AssertionError(f"the worker starts no program: {argv}")
 
 
-def die_with_parent() -> None:
-    """Be killed when the thread that started us ends; end now when it has ended already."""
-    parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    # It may have died before prctl; if even before our first line, then stdin has ended.
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 def main() -> NoReturn:
     """Serve control on stdin and stdout, and exit."""
-    die_with_parent()
+    end_with_parent(signal.SIGKILL)
     logging.basicConfig(level=logging.WARNING, format="dmcopy worker: %(message)s")
     step_back()
     threading.stack_size(_STACK)
@@ -168,7 +157,12 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for control to decide on
     signal.signal(signal.SIGTERM, lambda *_: channel.stop("stopped by SIGTERM"))
     service = Service(channel, HostWorkshop(Sysfs(), stop), stop)
-    channel.start()
+    try:
+        channel.start()
+    except RuntimeError as exc:  # a limit of processes or memory
+        why = f"the worker could not begin: {exc}"
+        channel.send("failed", kind=DmcopyError.kind, message=why, offset_bytes=None)
+        sys.exit(1)
     gc.freeze()  # what was imported stays: no collection need look at it again
     sys.exit(service.run())
 

@@ -14,13 +14,13 @@ import fcntl
 import os
 import stat
 import struct
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
 from dmcopy.errors import Refused
+from dmcopy.kernel.patience import again
 from dmcopy.units import Bytes, Sectors, sectors_down
 
 # include/uapi/linux/fs.h
@@ -53,19 +53,18 @@ def locked(path: str, patience: float = 5.0) -> Iterator[None]:
     Raises `Refused` when another has it for *patience* seconds, and OSError.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    deadline = time.monotonic() + patience
     try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as exc:
-                if time.monotonic() > deadline:
-                    raise Refused(
-                        f"{path} is locked by another program, which may be changing it",
-                        way_out=f"wait for it; see: lsof {path}",
-                    ) from exc
-            time.sleep(0.05)
+        try:
+            again(
+                lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB),
+                on=BlockingIOError,
+                seconds=patience,
+            )
+        except BlockingIOError as exc:
+            raise Refused(
+                f"{path} is locked by another program, which may be changing it",
+                way_out=f"wait for it; see: lsof {path}",
+            ) from exc
         yield
     finally:
         os.close(fd)

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, NamedTuple, NoReturn, cast
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, cast
 
 from dmcopy.errors import CommandFailed, DmcopyError, ProgramMissing
 
@@ -109,6 +109,15 @@ def _not_started(argv: Sequence[str], exc: Exception) -> DmcopyError:
     return DmcopyError(f"cannot start {os.path.basename(argv[0])}: {why}")
 
 
+def always_running(known: Mapping[str, object]) -> dict[str, Any]:  # Any: as sh declares it
+    """Give what makes sh return the running program; *known* are the special arguments it takes.
+
+    sh 2 may return a str else; sh 1.14 (Debian 12) does not know the argument, and would hand it
+    to the program as an option.
+    """
+    return {"_return_cmd": True} if "return_cmd" in known else {}
+
+
 def launch_sh(argv: Sequence[str], stdin: str | None, timeout: float) -> Completed:
     """Run a program through sh."""
     import sh
@@ -131,7 +140,7 @@ def launch_sh(argv: Sequence[str], stdin: str | None, timeout: float) -> Complet
             _err_bufsize=_BUFFER,
             _env=program_environment(),
             _new_session=True,
-            _return_cmd=True,
+            **always_running(sh.Command._call_args),
         )
     with _starting(argv):
         timed_out = _wait_for(running, timeout)
@@ -204,17 +213,26 @@ def launch_subprocess(argv: Sequence[str], stdin: str | None, timeout: float) ->
         )
     except FileNotFoundError as exc:
         raise _missing(argv[0]) from exc
-    with process:
-        data = None if stdin is None else stdin.encode()
+    data = None if stdin is None else stdin.encode()
+    try:
+        stdout, stderr = process.communicate(data, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        timed_out = True
+        _kill_group(process.pid)
         try:
-            stdout, stderr = process.communicate(data, timeout=timeout)
-        except subprocess.TimeoutExpired:
-            timed_out = True
-            _kill_group(process.pid)
             stdout, stderr = process.communicate(timeout=_KILLED_SECONDS)
+        except subprocess.TimeoutExpired:
+            # it cannot be killed (state D), or has left its pipes to another: it is not waited for
+            stdout = stderr = b""
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+    except BaseException:
+        with process:  # what it does must not overlap with our undo: it is waited for
+            raise
     return Completed(
         argv=tuple(argv),
-        status=process.returncode,
+        status=-int(signal.SIGKILL) if process.returncode is None else process.returncode,
         stdout=stdout.decode(errors="replace"),
         stderr=stderr.decode(errors="replace"),
         seconds=time.monotonic() - started,
@@ -301,14 +319,24 @@ class Process:
         except subprocess.TimeoutExpired:
             return None
 
-    def kill(self) -> None:
-        """Kill it and what it started, unless it has ended."""
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Kill it and what it started, or send another signal, unless it has ended."""
         if self._popen.poll() is None:
-            _kill_group(self.pid)
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
 
 
-def start_process(argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> Process:
-    """Start a helper in a session of its own: Ctrl-C in the terminal reaches only us."""
+def start_process(
+    argv: Sequence[str],
+    *,
+    pass_fds: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+    stderr: int | None = None,
+) -> Process:
+    """Start a helper in a session of its own: Ctrl-C in the terminal reaches only us.
+
+    *environment* in place of ours; *stderr* is a descriptor in place of ours.
+    """
     import subprocess
 
     log.debug("start: %s", shlex.join(argv))
@@ -317,6 +345,8 @@ def start_process(argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> Proce
             list(argv),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
             pass_fds=tuple(pass_fds),
             start_new_session=True,
         )

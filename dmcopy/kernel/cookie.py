@@ -47,6 +47,8 @@ UDEV_FLAGS: Final = (
     | DM_UDEV_LOW_PRIORITY_FLAG
     | DM_UDEV_PRIMARY_SOURCE_FLAG
 ) << DM_UDEV_FLAGS_SHIFT
+# What makes a device visible, and keeps it so over a later `udevadm trigger` (55-dm.rules).
+VISIBLE_FLAGS: Final = DM_UDEV_PRIMARY_SOURCE_FLAG << DM_UDEV_FLAGS_SHIFT
 
 # include/uapi/linux/ipc.h, include/uapi/linux/sem.h
 _IPC_CREAT: Final = 0o1000

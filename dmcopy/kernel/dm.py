@@ -6,8 +6,9 @@ ours: both backends create, resume and remove them with the udev flags that keep
 /dev/disk/by-* and of LVM and blkid scans, and wait for udev where it runs.  Any other device
 is resumed without a cookie, so that udev keeps the flags its owner gave it
 (rules.d/55-dm.rules: without DM_UDEV_PRIMARY_SOURCE_FLAG the old flags are imported); dmsetup
-cannot do that, see there.  What never logs, forks or touches a file, and so may be called
-while I/O is held, is in `dmioctl` only.
+cannot do that, see there.  A device wrap (uuid ``DMCOPYWRAP-``) is for everybody to see: it is
+made and removed as libdm would, with the flag that says so, and udev is waited for.  What never
+logs, forks or touches a file, and so may be called while I/O is held, is in `dmioctl` only.
 
 Kernel: include/uapi/linux/dm-ioctl.h, drivers/md/dm-ioctl.c.
 """
@@ -21,6 +22,7 @@ from typing import Final, NamedTuple, Protocol
 from dmcopy.core.table import Table
 
 OURS: Final = "DMCOPY-"
+WRAPS: Final = "DMCOPYWRAP-"
 
 
 class DmInfo(NamedTuple):
@@ -88,6 +90,14 @@ class Dm(Protocol):
         One ioctl: no user code runs while I/O is held.  *lockfs* freezes a file system
         that is mounted directly on the device, *flush* False lets targets requeue.
         """
+
+    def prepare_suspend(
+        self, name: str, *, lockfs: bool = True, flush: bool = True
+    ) -> Callable[[], object]:
+        """Make a `suspend` ready, so that calling it does nothing else."""
+
+    def prepare_clear(self, name: str) -> Callable[[], object]:
+        """Make a `clear` ready, so that calling it does nothing else."""
 
     def prepare_resume(
         self, name: str, *, lockfs: bool = True, flush: bool = True

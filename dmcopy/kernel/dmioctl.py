@@ -25,8 +25,8 @@ from typing import Final
 
 from dmcopy.core.table import Table
 from dmcopy.errors import DmBusy, DmFailed, DmMissing
-from dmcopy.kernel.cookie import UDEV_FLAGS, Cookie, Cookies, udev_runs
-from dmcopy.kernel.dm import OURS, DmInfo, DmStatus
+from dmcopy.kernel.cookie import UDEV_FLAGS, VISIBLE_FLAGS, Cookie, Cookies, udev_runs
+from dmcopy.kernel.dm import OURS, WRAPS, DmInfo, DmStatus
 from dmcopy.kernel.dmrequest import (
     CONTROL,
     DM_ACTIVE_PRESENT_FLAG,
@@ -70,6 +70,7 @@ from dmcopy.kernel.dmrequest import (
     specs,
     string,
 )
+from dmcopy.kernel.patience import again
 
 __all__ = [
     "CONTROL",
@@ -338,18 +339,12 @@ class DmIoctl:
     def remove(self, name: str, *, deferred: bool = False) -> None:
         """Remove the device; `DmBusy` while it is open, unless *deferred*."""
         check_name("remove", name)
-        end = time.monotonic() + self._retry
-        while True:
+
+        def remove() -> None:
             head = head_of(name=name, flags=DM_DEFERRED_REMOVE if deferred else 0)
-            try:
-                self._run_synced("remove", DM_DEV_REMOVE, head)
-                break
-            except DmBusy:
-                # blkid, started by udev, has a new device open for a moment
-                if time.monotonic() >= end:
-                    raise
-                log.debug("dm device %s is busy, trying to remove it again", name)
-                time.sleep(0.05)
+            self._run_synced("remove", DM_DEV_REMOVE, head)
+
+        again(remove, on=DmBusy, seconds=self._retry)
         self._drop_node(name)
         log.info("removed dm device %s", name)
 
@@ -454,10 +449,10 @@ class DmIoctl:
     def _run_synced(self, verb: str, request: int, head: dm_ioctl, payload: bytes = b"") -> None:
         """Ask for a change that makes a uevent; wait for udev when the device is ours."""
         info = self._ask_info(head_of(name=head.name.decode()))
-        if info is None or not info.uuid.startswith(OURS):
+        if info is None or not info.uuid.startswith((OURS, WRAPS)):
             self._run(verb, request, head, payload)
             return
-        head.event_nr = UDEV_FLAGS
+        head.event_nr = UDEV_FLAGS if info.uuid.startswith(OURS) else VISIBLE_FLAGS
         with ExitStack() as stack:
             cookie = self._cookie(stack)
             head.event_nr |= cookie.value if cookie else 0

@@ -14,7 +14,6 @@ import errno
 import logging
 import os
 import re
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -25,6 +24,7 @@ from dmcopy.kernel.command import Commander, Completed
 from dmcopy.kernel.dm import OURS, DmInfo, DmStatus
 from dmcopy.kernel.dmioctl import check_name
 from dmcopy.kernel.dmrequest import failure
+from dmcopy.kernel.patience import again
 
 log = logging.getLogger(__name__)
 
@@ -219,6 +219,16 @@ class Dmsetup:
         options = ("--noudevsync", "--readahead", "none") if foreign else ()
         self._change("resume", name, "resume", *_hold_options(lockfs, flush), *options, "--", name)
 
+    def prepare_suspend(
+        self, name: str, *, lockfs: bool = True, flush: bool = True
+    ) -> Callable[[], object]:
+        """Give a call that starts dmsetup: good for tests, not for a real hold."""
+        return partial(self.suspend, name, lockfs=lockfs, flush=flush)
+
+    def prepare_clear(self, name: str) -> Callable[[], object]:
+        """Give a call that starts dmsetup: good for tests, not for a real hold."""
+        return partial(self.clear, name)
+
     def prepare_resume(
         self, name: str, *, lockfs: bool = True, flush: bool = True
     ) -> Callable[[], object]:
@@ -248,17 +258,7 @@ class Dmsetup:
         """Remove the device; `DmBusy` while it is open, unless *deferred*."""
         options = ("--deferred",) if deferred else ()
         words = ("remove", *options, "--", check_name("remove", name))
-        end = time.monotonic() + self._retry
-        while True:
-            try:
-                self._change("remove", name, *words)
-                break
-            except DmBusy:
-                # blkid, started by udev, has a new device open for a moment
-                if time.monotonic() >= end:
-                    raise
-                log.debug("dm device %s is busy, trying to remove it again", name)
-                time.sleep(0.05)
+        again(lambda: self._change("remove", name, *words), on=DmBusy, seconds=self._retry)
         log.info("removed dm device %s", name)
 
     def rename(self, name: str, new: str) -> None:

@@ -18,11 +18,15 @@ def difference(old: Identity, new: Identity) -> str | None:
     """Name what tells *new* from *old*, which was recorded; None when it is the same device."""
     strong = [key for key in _STRONG if key in old]
     both = [key for key in strong if key in new]
-    if strong and not both:
+    if strong and not both and not (strong == ["partuuid"] and "partition" in new):
         return strong[0]  # it had a name for ever, and this one has another kind or none
+    # Kernels before 6.5 do not tell PARTUUID: who may start a program compares what blkid tells
+    # (`destinations.block`), and who may not, the number that the device has in this boot.
     # dm numbers its devices in the order in which they are made: in another boot, another one
     weak = "dm_name" if "dm_name" in old else "devno"
-    for key in (*(both or [weak]), "size_bytes"):
+    # the partitions of a disk share its wwn and serial; a partuuid is one's own
+    part = ["partition"] if "partuuid" not in both else []
+    for key in (*(both or [weak]), "size_bytes", *part):
         if key in old and old[key] != new.get(key):
             return key
     return None

@@ -11,6 +11,7 @@ import fcntl
 import mmap
 import os
 import struct
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
@@ -79,8 +80,12 @@ class LoopDevice:
         autoclear: bool = True,
         read_only: bool = False,
         dev: str = "/dev",
+        before: Callable[[int], None] | None = None,
     ) -> Self:
         """Set up a free loop device over the file *path*, with 512-byte blocks.
+
+        *before* is given the descriptor while the device is still empty, and udev has nothing
+        to look at; when another process takes the device first, it is called again.
 
         *direct* asks for direct I/O to the file, where its file system can
         (``loop/dio`` in sysfs tells).  Raises OSError.
@@ -96,6 +101,8 @@ class LoopDevice:
                 node = os.path.join(dev, f"loop{_free_number(dev)}")
                 fd = os.open(node, access | os.O_CLOEXEC)
                 try:
+                    if before is not None:
+                        before(fd)
                     _configure(fd, backing, info)
                     return cls(fd, node, autoclear=autoclear)
                 except OSError as error:

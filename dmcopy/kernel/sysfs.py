@@ -100,7 +100,9 @@ class Sysfs:
 
     def folder(self, devno: str) -> Path:
         """Give the device's own directory in sysfs."""
-        return (self.root / "dev" / "block" / devno).resolve(strict=True)
+        link = self.root / "dev" / "block" / devno
+        # one level and no more: every other part of the path is a directory
+        return Path(os.path.normpath(link.parent / os.readlink(link)))
 
     def dm_name(self, devno: str) -> str:
         """Give the dm name, "" when it is no dm device."""
@@ -115,6 +117,10 @@ class Sysfs:
     def size(self, devno: str) -> Bytes:
         """Give the device's size."""
         return to_bytes(Sectors(int(_must_text(self.folder(devno) / "size"))))
+
+    def start(self, devno: str) -> Sectors:
+        """Give where a partition begins on its disk; 0 for a disk."""
+        return Sectors(int(_text(self.folder(devno) / "start") or "0"))
 
     def is_read_only(self, devno: str) -> bool:
         """Tell whether the kernel refuses writes to the device."""
@@ -185,8 +191,9 @@ class Sysfs:
     def partitions(self, devno: str) -> frozenset[str]:
         """Give the partitions of a disk."""
         folder = self.folder(devno)
-        inner = (entry for entry in _entries(folder) if (entry / "partition").is_file())
-        return frozenset(_text(entry / "dev") for entry in inner)
+        # named after their disk (block/partitions/core.c:add_partition)
+        inner = _entries(folder, folder.name)
+        return frozenset(_text(one / "dev") for one in inner if (one / "partition").is_file())
 
     def parent(self, devno: str) -> str | None:
         """Give the disk that a partition is part of, None for a disk."""
@@ -203,9 +210,12 @@ class Sysfs:
 
     def loops(self) -> dict[str, str]:
         """Give all loop devices that are set up: devno -> path of the backing file."""
-        folders = (entry for entry in _entries(self.root / "block") if entry.name[:4] == "loop")
-        files = {_text(entry / "dev"): _text(entry / "loop" / "backing_file") for entry in folders}
-        return {devno: path for devno, path in files.items() if devno and path}
+        files = (
+            (folder, _text(folder / "loop" / "backing_file"))
+            for folder in _entries(self.root / "block", "loop")
+        )
+        found = {_text(folder / "dev"): path for folder, path in files if path}
+        return {devno: path for devno, path in found.items() if devno}
 
     def below(self, devno: str) -> frozenset[str]:
         """Give all devices that hold this one's data, to the bottom; not the device itself.
@@ -284,7 +294,9 @@ class Sysfs:
             folders = [o.partition("=")[2] for o in mount.options if o.startswith("upperdir=")]
             return frozenset().union(*(self.devices_of(folder) for folder in folders))
         # bcachefs joins its devices by ":"; btrfs names one of them
-        found = {self._rdev(source) for source in mount.source.split(":")}
+        # others have a word there, "tmpfs" or "none"
+        sources = (source for source in mount.source.split(":") if source.startswith("/"))
+        found = {self._rdev(source) for source in sources}
         named = frozenset(devno for devno in found if devno)
         return named.union(*(self._btrfs_family(devno) for devno in named))
 
@@ -353,11 +365,12 @@ class Sysfs:
         return frozenset(devno for devno in found if devno)
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path, prefix: str = "") -> list[Path]:
     try:
-        return sorted(folder.iterdir())
+        names = sorted(os.listdir(folder))
     except OSError:
         return []
+    return [folder / name for name in names if name.startswith(prefix)]
 
 
 def _text(path: Path) -> str:
@@ -403,4 +416,6 @@ def _options(text: str) -> tuple[str, ...]:
 
 def _unescape(text: str) -> str:
     # proc(5): space, tab, newline and backslash stand as \ooo
+    if "\\" not in text:
+        return text
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

@@ -7,7 +7,7 @@ that receives the events, never by a thread of its own: a begin wants one thread
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
@@ -72,6 +72,10 @@ def forecast_text(first: str | None, full: Sequence[float | None] | None) -> str
 def happened(event: events.Event) -> str:
     """Say in words what happened to a job; "" where the event is not of that kind."""
     match event:
+        case events.Hook():
+            why = f": {event.message}" if event.message else ""
+            took = hold_time(event.seconds)
+            return f"hook {event.hook} {event.side}: {event.status} after {took}{why}"
         case events.Grown():
             return (
                 f"COW device grown to {format_size(event.cow_total_bytes)}, of at most "
@@ -79,6 +83,10 @@ def happened(event: events.Event) -> str:
             )
         case events.Braked():
             return _braked(event)
+        case events.Waiting():
+            return _waiting(event)
+        case events.Queued():
+            return f"waits until fewer than {event.jobs} others run (dmcopy set --host jobs=N)"
         case events.Paused():
             return f"paused at {format_size(event.bytes_done)}; the point in time stays"
         case events.Resumed():
@@ -87,7 +95,31 @@ def happened(event: events.Event) -> str:
             return f"warning: {event.message}"
         case events.Verified():
             return f"verified: read back in {duration(event.seconds)}, the digest is right"
+        case events.Twin():
+            return _twin(event)
     return ""
+
+
+def _waiting(event: events.Waiting) -> str:
+    far = ""
+    if event.bytes_total and event.bytes_done is not None:
+        far = f" ({event.bytes_done / event.bytes_total:.0%})"
+    return f"waiting for the {event.reason} of {event.device}{far}; nothing is fixed before that"
+
+
+def _twin(event: events.Twin) -> str:
+    """Say what a copy and its source have in common, or no longer have."""
+    said = "; ".join(event.identity)
+    if event.new:
+        kept = f"; as on the source: {'; '.join(event.kept)}" if event.kept else ""
+        return f"the copy has an identity of its own: {said}{kept}"
+    hidden = " (udev leaves it alone meanwhile)" if event.hidden else ""
+    rest = event.destination.partition(":")[2]
+    hand = f", or by hand: {event.by_hand}" if event.by_hand else ""
+    return (
+        f"the copy has the identity of its source, {said}: do not mount, activate or assemble "
+        f"both on one host{hidden}; a new identity: dmcopy identity {rest} --new{hand}"
+    )
 
 
 NO_DIGEST: Final = "not known (none was asked for, or the copy was not made in one go)"
@@ -107,6 +139,9 @@ class TextReport:
         self._finished = ""  # the phase whose 100 % was shown
 
     def __call__(self, event: events.Event) -> None:
+        if event.group is not None:
+            self._of_member(event)
+            return
         match event:
             case events.Planned():
                 self._planned(event)
@@ -116,8 +151,15 @@ class TextReport:
                 self._progress(event)
             case events.Braked():
                 self._say(happened(event), style="yellow" if event.milliseconds else "")
+            case events.Waiting() | events.Queued():
+                self._say(happened(event))
+            case events.Hook():
+                well = event.status in ("done", "ready")
+                self._say(happened(event), style="" if well else "yellow")
             case events.Grown() | events.Paused() | events.Resumed() | events.Verified():
                 self._say(happened(event))
+            case events.Twin():
+                self._say(happened(event), style="" if event.new else "yellow")
             case events.Segment():
                 pass  # many a second; what they come to is told at the end
             case events.Warned():
@@ -125,6 +167,12 @@ class TextReport:
             case events.Ended():
                 self.close()
                 self._ended(event)
+
+    def _of_member(self, event: events.Event) -> None:
+        """Say what happened to one volume of a group; how far all are is one bar."""
+        told = happened(event)
+        if told and not isinstance(event, events.Resumed):
+            self._say(f"{event.job}: {told}", style="yellow" if _is_odd(event) else "")
 
     def close(self) -> None:
         """Draw no more; what was drawn last stays on the screen.  Twice is fine."""
@@ -140,6 +188,8 @@ class TextReport:
         self._say(
             f"{event.job}: {event.source} ({format_size(event.bytes_total)}) -> {event.destination}"
         )
+        if event.members:
+            self._say(f"{event.why}: {', '.join(event.members)}")
         if event.cow is not None:
             self._say(f"COW device: {event.cow}")
             if not event.retire:
@@ -147,6 +197,8 @@ class TextReport:
 
     def _begun(self, event: events.Begun) -> None:
         held = f", writes held for {hold_time(event.hold_seconds[0])}" if event.hold_seconds else ""
+        if event.holds:
+            held = f", writes held: {_holds(event.holds)}"
         self._say(f"begin time {event.begin_time}{held}")
 
     def _progress(self, event: events.Progress) -> None:
@@ -179,6 +231,9 @@ class TextReport:
     def _ended(self, event: events.Ended) -> None:
         if event.error is not None:
             return  # the command line says it, once, as it says every error
+        if event.members:
+            self._out.print(_group_table(event))
+            return
         held = ", ".join(hold_time(seconds) for seconds in event.hold_seconds)
         if event.retire_hold_seconds is not None:
             held += f"; {event.retires} times to retire, {_spread(event.retire_hold_seconds)}"
@@ -207,6 +262,35 @@ class TextReport:
         for name, value in rows:
             table.add_row(Text(name), Text(value, overflow="fold"))
         self._out.print(table)
+
+
+def _group_table(event: events.Ended) -> Table:
+    rows = [
+        ("job", event.job),
+        ("copied", f"{format_size(event.bytes_total)} in {duration(event.seconds)}"),
+        ("begin time", event.begin_time or "-"),
+        ("writes held", _holds(event.holds or {}) or "never"),
+        ("verified", "yes, read back" if event.verified else "no (--verify reads it back)"),
+        *([("kept", f"the snapshots; end it: dmcopy cancel {event.job}")] if event.kept else []),
+    ]
+    for member in event.members:
+        where = f"{member['job']}: {member['source']} -> {member['destination']}"
+        rows.append(("volume", f"{where}, sha256 {member['digest'] or NO_DIGEST}"))
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(Text(name), Text(value, overflow="fold"))
+    return table
+
+
+def _holds(holds: Mapping[str, float]) -> str:
+    return ", ".join(f"{source} {hold_time(seconds)}" for source, seconds in holds.items())
+
+
+def _is_odd(event: events.Event) -> bool:
+    """Tell whether a person should look."""
+    return isinstance(event, events.Warned) or (
+        isinstance(event, events.Braked) and event.milliseconds > 0
+    )
 
 
 def _spread(times: Sequence[float]) -> str:

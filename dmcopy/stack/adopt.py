@@ -46,14 +46,17 @@ def adopt(
     remains: Remains,
     *,
     name: str,
-    original: Table,
+    original: Table | None,
+    length: Sectors,
     chunk: Sectors,
     retired: Sequence[Extent],
 ) -> Adopted:
     """Look whether the origin *name*, whose table was *original*, is still as the job left it.
 
-    *retired* is what the journal says need not be saved any more.  Raises `PointInTimeLost`
-    with the reason when it is not, `Refused` when somebody holds it.
+    *original* None: the snapshot is LVM's, which may move what lies under source and COW device
+    (pvmove) as it likes.  *length* is the source's, *retired* is what the journal says need not be
+    saved any more.  Raises `PointInTimeLost` with the reason when it is not, `Refused` when
+    somebody holds it.
     """
     origin = dm.info(name)
     if origin is None:
@@ -61,16 +64,15 @@ def adopt(
     source, cow, snapshot = (_device(remains, role) for role in (Role.SOURCE, Role.COW, Role.SNAP))
     if origin.suspended:
         raise Refused(f"{name} is suspended", way_out=f"see who holds it; dmsetup resume {name}")
-    length = original.length
-    expected = (
-        (source.name, original),
-        (snapshot.name, Table.of(Snapshot(length, source.devno, cow.devno, chunk))),
-    )
+    expected = [(snapshot.name, Table.of(Snapshot(length, source.devno, cow.devno, chunk)))]
+    if original is not None:
+        expected.append((source.name, original))
     for device, table in expected:
         live = _table(dm, device)
         if live != table:
             raise PointInTimeLost(f"the table of {device} is '{live}', not '{table}' as it was")
-    if not all(isinstance(row.target, Linear) for row in _table(dm, cow.name).rows):
+    rows = _table(dm, cow.name).rows
+    if original is not None and not all(isinstance(row.target, Linear) for row in rows):
         raise PointInTimeLost(f"the table of {cow.name} was replaced")
     live, unsaved, is_braked = _path(dm, remains, origin, source, length)
     missed = not_retired(unsaved, list(retired))

@@ -16,18 +16,20 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from dmcopy.core.table import Table
 from dmcopy.core.targets.linear import Linear
 from dmcopy.core.targets.snapshot import Snapshot, SnapshotOrigin
-from dmcopy.errors import Refused
+from dmcopy.errors import DmBusy, DmcopyError, HoldLimitExceeded, Refused
 from dmcopy.kernel.blkdev import BlockDevice
 from dmcopy.kernel.dm import Dm
 from dmcopy.kernel.lvm import Lvm
 from dmcopy.kernel.memory import lock_memory
 from dmcopy.kernel.sysfs import Sysfs
-from dmcopy.stack.cow import CowDevices, CowFileOnHost, CowPlan
+from dmcopy.stack.cow import CowDevices, CowFileOnHost, CowLv, CowPlan
 from dmcopy.stack.discover import Source
+from dmcopy.stack.gate_step import GateStep
 from dmcopy.stack.hold import Instant, Swap
 from dmcopy.stack.layers import Layers
 from dmcopy.stack.names import Role, device_name, device_uuid
@@ -45,10 +47,13 @@ from dmcopy.stack.steps import (
     restore_origin,
     with_table,
 )
+from dmcopy.stack.together import Meet, Part
 from dmcopy.units import Sectors
 
+_ATTEMPTS: Final = 3  # to meet others at an instant
 
-class Splice(Step):
+
+class Splice(GateStep):
     """Swap snapshot-origin in on the live device: the begin gate.
 
     *limit* is the longest hold in seconds, here and when it is undone.
@@ -63,13 +68,22 @@ class Splice(Step):
         original: Table,
         ours: Callable[[], Table],
         limit: float,
+        meet: Meet | None = None,
+        lockfs: bool = True,
     ) -> None:
+        """With *meet* the swap is a part of an instant that others have too.
+
+        Without *lockfs* a file system that is mounted on the device is not frozen.
+        """
+        super().__init__(name, limit)
         self._dm = dm
         self._name = name
         self._job = job
         self._original = original
         self._ours = ours
-        self._limit = limit
+        self._meet = meet
+        self._lockfs = lockfs
+        self.was_frozen = False  # by somebody else: it is in the image as that one left it
         self.instant: Instant | None = None
         self.end_held: float | None = None
 
@@ -77,20 +91,67 @@ class Splice(Step):
         return f"swap the table of {self._name}"
 
     def lines(self) -> Sequence[str]:
-        load = ["dmsetup", "load", self._name]
-        return (with_table(load, self._ours()), shlex.join(["dmsetup", "resume", self._name]))
+        load = with_table(["dmsetup", "load", self._name], self._ours())
+        if self._meet is not None:  # who has the instant come about says what comes then
+            return (load,)
+        resume = ["dmsetup", "resume", *(() if self._lockfs else ("--nolockfs",)), self._name]
+        return (load, shlex.join(resume))
 
     def do(self) -> None:
         lock_memory()
+        self._check_unchanged()
+        ours = self._ours()
+        if self._meet is None:
+            self.instant = self._swap(ours)
+            return
+        for attempt in range(_ATTEMPTS):
+            self._dm.load(self._name, ours)
+            try:
+                self.instant = self._meet(self.part)
+                break
+            except BaseException as exc:
+                self._dm.clear(self._name)
+                if not isinstance(exc, HoldLimitExceeded) or attempt == _ATTEMPTS - 1:
+                    raise
+            # or it was let go with ours, and the image is one of that moment
+            self._check_unchanged()
+        live = self._dm.table(self._name)
+        if live != ours:
+            raise DmcopyError(f"the table of {self._name} is not what was loaded, but '{live}'")
+
+    @property
+    def part(self) -> Part:
+        """What it has to do with an instant that others have too."""
+        return Part(origin=self._name, lockfs=self._lockfs)
+
+    def _check_unchanged(self) -> None:
         now = self._dm.table(self._name)
         if now != self._original:  # another was faster since it was looked at
             raise Refused(
                 f"the table of {self._name} was changed meanwhile: '{now}', was '{self._original}'",
                 way_out="see what changed it: dmcopy status",
             )
-        self.instant = Swap(dm=self._dm, name=self._name, limit=self._limit)(self._ours())
+
+    def _swap(self, ours: Table) -> Instant:
+        def swap(*, lockfs: bool) -> Instant:
+            return Swap(
+                dm=self._dm,
+                name=self._name,
+                limit=self._limit,
+                lockfs=lockfs,
+                sentry=self._sentry,
+            )(ours)
+
+        if not self._lockfs:
+            return swap(lockfs=False)
+        try:
+            return swap(lockfs=True)
+        except DmBusy:  # frozen already: by an administrator, or a hook (fs/super.c:freeze_super)
+            self.was_frozen = True
+            return swap(lockfs=False)
 
     def undo(self) -> None:
+        self.stand_down()
         layers = Layers(self._dm, self._job)  # of the brake, where it is still on
         layers.let_go(limit=self._limit)
         held = restore_origin(
@@ -132,6 +193,26 @@ class Claim(Step):
             self._device = None
 
 
+class Attend(Step):
+    """Be there at an instant that others have, with nothing to be held: an idle device."""
+
+    def __init__(self, meet: Meet) -> None:
+        self._meet = meet
+        self.instant: Instant | None = None
+
+    def __str__(self) -> str:
+        return "wait for the others' instant"
+
+    def lines(self) -> Sequence[str]:
+        return ()
+
+    def do(self) -> None:
+        self.instant = self._meet(None)
+
+    def undo(self) -> None:
+        """Nothing was changed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spliced:
     """A splice that can be run, and how to read the image once it was."""
@@ -154,6 +235,8 @@ def splice(
     chunk: Sectors,
     hold_limit: float,
     lvm: Lvm,
+    meet: Meet | None = None,
+    lockfs: bool = True,
 ) -> Spliced:
     """Make the plan that fixes a begin time on a live dm device; changes nothing.
 
@@ -178,8 +261,10 @@ def splice(
     def ours() -> Table:
         return Table.of(SnapshotOrigin(length, under.devno()))
 
-    swap = Splice(dm, name, job=job, original=original, ours=ours, limit=hold_limit)
-    sync = [SyncFileSystems(source.mounts)] if source.mounts else []
+    swap = Splice(
+        dm, name, job=job, original=original, ours=ours, limit=hold_limit, meet=meet, lockfs=lockfs
+    )
+    sync = [SyncFileSystems(source.mounts)] if source.mounts and lockfs else []
     plan = Plan(
         job=job,
         prepare=[
@@ -231,5 +316,6 @@ def _cow_steps(
     if isinstance(cow, CowFileOnHost):
         loop = AttachLoop(cow.path, sysfs)
         return [CowFile(cow.path, cow.size), loop], loop.devno
+    assert isinstance(cow, CowLv)  # a snapshot of LVM's is no splice (`lvm_begin`)
     volume = CreateLv(cow, job, lvm)
     return [volume], volume.devno

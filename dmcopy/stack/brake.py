@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Final, NamedTuple
 
 from dmcopy.core import dmstats
@@ -51,7 +52,8 @@ from dmcopy.stack.gate import (
 )
 from dmcopy.stack.hold import Instant, Swap
 from dmcopy.stack.layers import LAYERS, Layers
-from dmcopy.stack.names import Role, device_name, device_uuid
+from dmcopy.stack.lvm_guard import Guard
+from dmcopy.stack.names import Role, device_name, device_uuid, owner
 from dmcopy.stack.standby import Standby
 from dmcopy.units import Sectors
 
@@ -88,13 +90,16 @@ class Brake:
         hold_limit: float,
         announce: Announce,
         standby: Callable[[str, str, Sectors, str], Standby] = Standby,
+        guard: Guard = nullcontext,
     ) -> None:
         """*origin* is the dm name of a device that is spliced; *segment* the unit of `held`.
 
         *hold_limit*, in seconds, bounds each swap and each write's delay.  *announce* is called
         with what may be live from now on, before and after each swap, and must not return before
-        the worker goes by it: until then it takes our own change for a stranger's.
+        the worker goes by it: until then it takes our own change for a stranger's.  *guard* is
+        entered around each swap of the origin, and may refuse it (`lvm_guard`).
         """
+        self._guard = guard
         self._dm = dm
         self._job = job
         self._origin = origin
@@ -103,10 +108,11 @@ class Brake:
         self._announce = announce
         self._make_standby = standby
         self._layers = Layers(dm, job)
-        source = dm.find(device_uuid(job, Role.SOURCE))
+        source = self._layers.info(Role.SOURCE)
         if source is None:
             raise DmcopyError(f"job {job} has no source device, so there is nothing to brake")
         self._source = source
+        self._is_of_lvm = owner(source.uuid) is None
         self._length = dm.table(source.name).length
         self._retired: list[Extent] = []  # as the gate has them
         self._tables: dict[str, Table] = {}  # by dm name: what we made live
@@ -155,7 +161,8 @@ class Brake:
         self.milliseconds = milliseconds
         try:
             self._build()
-            self._swap(self._origin, over(self._length, self._devno(Role.METER)))
+            with self._guard():
+                self._swap(self._origin, over(self._length, self._devno(Role.METER)))
         except BaseException:
             self._take_out(before)
             raise
@@ -301,6 +308,8 @@ class Brake:
     def _say(self, name: str = "", coming: Table | None = None) -> None:
         def texts(one: str) -> frozenset[bytes]:
             tables = [self._tables[one]] + ([coming] if coming and one == name else [])
+            if one == self._origin and self._is_of_lvm:  # LVM's own commands give it back to it
+                tables.append(saving(self._length, self._source.devno, []))
             return frozenset(str(table).encode() for table in tables)
 
         layers = {

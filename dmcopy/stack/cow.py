@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypedDict
+from typing import Any, Final, Self, TypedDict
 
 from dmcopy.errors import UsageError
 from dmcopy.units import Bytes, Sectors, format_size, parse_size, sectors_down, to_bytes
@@ -214,8 +214,8 @@ class CowFileOnHost(_Made):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CowLv(_Made):
-    """A logical volume that does not exist yet; sizes are whole extents too."""
+class _InVg(_Made):
+    """What lies in a volume group; sizes are whole extents too."""
 
     vg: str
     name: str
@@ -225,28 +225,52 @@ class CowLv(_Made):
         """Count the extents that *size* takes."""
         return -(-size // self.extent)
 
-    def __str__(self) -> str:
-        return f"logical volume {self.vg}/{self.name}"
-
     def as_json(self) -> dict[str, Any]:  # Any: JSON
         """Give what the journal keeps."""
-        mine = {"kind": "lv", "vg": self.vg, "name": self.name, "extent_bytes": self.extent}
+        mine = {"vg": self.vg, "name": self.name, "extent_bytes": self.extent}
         return mine | super().as_json()
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> CowLv:  # Any: JSON
+    def from_json(cls, record: Mapping[str, Any]) -> Self:  # Any: JSON
         """Read what `as_json` gave."""
         extent = Bytes(record["extent_bytes"])
         sizes = _sizes_from_json(record)
         return cls(vg=record["vg"], name=record["name"], extent=extent, **sizes)
 
 
-CowPlan = CowDevices | CowFileOnHost | CowLv
+@dataclass(frozen=True, kw_only=True)
+class CowLv(_InVg):
+    """A logical volume that does not exist yet."""
 
-_KINDS: Final[Mapping[str, type[CowDevices] | type[CowFileOnHost] | type[CowLv]]] = {
+    def __str__(self) -> str:
+        return f"logical volume {self.vg}/{self.name}"
+
+    def as_json(self) -> dict[str, Any]:  # Any: JSON
+        """Give what the journal keeps."""
+        return {"kind": "lv", **super().as_json()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CowSnapshot(_InVg):
+    """The COW device of a snapshot that LVM makes."""
+
+    def __str__(self) -> str:
+        return f"LVM snapshot {self.vg}/{self.name}"
+
+    def as_json(self) -> dict[str, Any]:  # Any: JSON
+        """Give what the journal keeps."""
+        return {"kind": "snapshot", **super().as_json()}
+
+
+CowPlan = CowDevices | CowFileOnHost | CowLv | CowSnapshot
+
+_KINDS: Final[
+    Mapping[str, type[CowDevices] | type[CowFileOnHost] | type[CowLv] | type[CowSnapshot]]
+] = {
     "devices": CowDevices,
     "file": CowFileOnHost,
     "lv": CowLv,
+    "snapshot": CowSnapshot,
 }
 
 

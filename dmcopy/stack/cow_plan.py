@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from dmcopy.core.geometry import never_overflow
 from dmcopy.errors import CommandFailed, Refused, UsageError
-from dmcopy.kernel.lvm import Lvm
+from dmcopy.kernel.lvm import Lvm, Volume
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.cow import (
     CowDevice,
@@ -24,11 +24,13 @@ from dmcopy.stack.cow import (
     CowFileOnHost,
     CowLv,
     CowPlan,
+    CowSnapshot,
     CowSpec,
     cow_file_name,
 )
 from dmcopy.stack.names import lv_name
 from dmcopy.units import (
+    KIB,
     MIB,
     Bytes,
     Sectors,
@@ -40,10 +42,12 @@ from dmcopy.units import (
     to_sectors,
 )
 
+_MORE_ROOM: Final = "give a place with more room: --cow FILE:SIZE or --cow DEVICE"
 _FREE_SHARE: Final = 2  # auto takes at most one half of what is free
 _SMALLEST: Final = Bytes(1 * MIB)
 _WHOLE: Final = Bytes(256 * MIB)  # up to here auto takes at once all that could be needed
 _LEAST_START: Final = Bytes(64 * MIB)
+_LARGEST_LVM_CHUNK: Final = Bytes(512 * KIB)  # lvcreate(8), --chunksize
 _START_SHARE: Final = 8  # else auto begins with one eighth of it
 
 
@@ -63,12 +67,15 @@ def plan_cow(
     directory: Path,
     sysfs: Sysfs,
     lvm: Lvm,
+    volume: Volume | None = None,
+    may_grow: bool = True,
 ) -> CowPlan:
     """Decide what the COW device is; changes nothing.
 
     *source* is the origin's devno, *length* its sectors, *directory* where COW files go that
-    the user did not place.  What is on a user's device is the caller's to check.  Raises
-    `Refused` and `UsageError`.
+    the user did not place.  A *volume* is an LV that LVM shall make a snapshot of; where it may
+    not grow, it begins as large as it could become.  What is on a user's device is the caller's to
+    check.  Raises `Refused` and `UsageError`.
     """
     planner = _Planner(
         spec=spec,
@@ -80,7 +87,7 @@ def plan_cow(
         sysfs=sysfs,
         lvm=lvm,
     )
-    return planner.plan()
+    return planner.plan() if volume is None else planner.snapshot(volume, may_grow=may_grow)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +103,46 @@ class _Planner:
 
     def plan(self) -> CowPlan:
         spec = self.spec
+        self._check_most()
+        if spec.devices:
+            return self._devices()
+        return self._volume(spec.vg) if spec.vg is not None else self._file()
+
+    def snapshot(self, volume: Volume, *, may_grow: bool) -> CowSnapshot:
+        """Decide how large the COW device is that LVM makes, in the group of *volume*."""
+        spec = self.spec
+        self._check_most()
+        if spec.devices or spec.file or spec.vg not in (None, volume.vg):
+            raise UsageError(
+                f"--cow {spec} cannot be for a logical volume: its snapshot lies in its own volume "
+                f"group, {volume.vg}; give a size (--cow 20g), or leave it away"
+            )
+        if to_bytes(self.chunk) > _LARGEST_LVM_CHUNK:
+            raise UsageError(
+                f"LVM takes chunks of at most {format_size(_LARGEST_LVM_CHUNK)}, not "
+                f"{format_size(to_bytes(self.chunk))}"
+            )
+        vg = self.lvm.vg(volume.vg)
+        unit = Sectors(math.lcm(self.chunk, to_sectors(vg.extent)))
+        more = f"add a device to the group: vgextend {vg.name} DEVICE"
+        sizes = self._sizes(vg.free, f"in volume group {vg.name}", unit=unit, more_room=more)
+        if not may_grow:
+            sizes = sizes._replace(size=sizes.most)
+        return CowSnapshot(
+            vg=vg.name,
+            name=lv_name(self.job),
+            chunk=self.chunk,
+            extent=vg.extent,
+            **sizes._asdict(),
+        )
+
+    def _check_most(self) -> None:
+        spec = self.spec
         if spec.most is not None and spec.size is not None and spec.most < spec.size:
             raise UsageError(
                 f"--cow-max {format_size(spec.most)} is less than the "
                 f"{format_size(spec.size)} that --cow begins with"
             )
-        if spec.devices:
-            return self._devices()
-        return self._volume(spec.vg) if spec.vg is not None else self._file()
 
     def _devices(self) -> CowDevices:
         if self.spec.most is not None:
@@ -156,7 +195,9 @@ class _Planner:
             **sizes._asdict(),
         )
 
-    def _sizes(self, free: Bytes, where: str, *, unit: Sectors) -> _Sizes:
+    def _sizes(
+        self, free: Bytes, where: str, *, unit: Sectors, more_room: str = _MORE_ROOM
+    ) -> _Sizes:
         """Decide; *free* is what is free *where*, sizes are multiples of *unit*."""
         whole = round_up(never_overflow(self.length, self.chunk), unit)
         if self.spec.size is None:
@@ -166,17 +207,21 @@ class _Planner:
             sizes = self._asked(size, to_bytes(whole))
         size = to_bytes(round_down(sectors_down(sizes.size), unit))
         most = to_bytes(round_down(sectors_down(sizes.most), unit))
-        if size < max(_SMALLEST, to_bytes(Sectors(8 * self.chunk))):
+        least = max(_SMALLEST, to_bytes(Sectors(8 * self.chunk)))
+        if size < least:
+            if self.spec.size is None and free // _FREE_SHARE < least:
+                raise Refused(
+                    f"no room for a COW device {where}: {format_size(free)} are free",
+                    way_out=more_room,
+                )
             raise Refused(
-                f"{format_size(size)} is too small for a COW device {where}",
-                way_out="give a place with more room: --cow FILE:SIZE or --cow DEVICE",
+                f"{format_size(size)} is too small for a COW device {where}", way_out=more_room
             )
         if size > free:
             raise Refused(
-                f"no room for a {'logical volume' if self.spec.vg else 'COW file'} of "
-                f"{format_size(size)} {where}: "
+                f"no room for a COW device of {format_size(size)} {where}: "
                 f"{format_size(free)} are free",
-                way_out="give a smaller --cow SIZE, or another place: --cow FILE:SIZE",
+                way_out=f"give a smaller --cow SIZE, or {more_room}",
             )
         return _Sizes(size, max(size, most), sizes.why)
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,6 +30,7 @@ from typing import Final
 
 from dmcopy.errors import DmcopyError
 from dmcopy.kernel.command import Process, start_process
+from dmcopy.kernel.own_code import helper
 from dmcopy.stack import watch
 
 _START_SECONDS: Final = 30.0
@@ -54,15 +54,8 @@ class DeadMan:
 
     def __enter__(self) -> DeadMan:
         """Start the process and wait until it is ready; raises `DmcopyError` if it is not."""
-        argv = [
-            sys.executable,
-            "-m",
-            watch.__name__,
-            str(self._limit),
-            str(os.getpid()),
-            str(threading.get_native_id()),
-            *self._names,
-        ]
+        pid, thread = os.getpid(), threading.get_native_id()
+        argv = helper(watch.__name__, str(self._limit), str(pid), str(thread), *self._names)
         signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
         self._process = self._start(argv)
         ready, _, _ = select.select([self._process.stdout], [], [], _START_SECONDS)

@@ -15,7 +15,10 @@ from typing import Final
 from dmcopy.core.table import Table
 from dmcopy.errors import Refused, UsageError
 from dmcopy.kernel.dm import Dm, DmInfo
+from dmcopy.kernel.lvm import LVM_UUID, Lvm, Volume
+from dmcopy.kernel.md import Array, Md
 from dmcopy.kernel.sysfs import Sysfs
+from dmcopy.stack.lvm_source import volume_of
 from dmcopy.stack.names import Role, owner
 from dmcopy.units import Bytes, Sectors, sectors_down
 
@@ -39,14 +42,14 @@ _OWNERS: Final = (
     (
         "mpath-",
         "is a multipath map in use, and multipathd reloads its table whenever a path changes",
-        "put a dm device over it that the application uses (dmsetup create NAME, linear), "
-        "or stop what uses it",
+        "stop what uses it; to copy it live the next time, put a wrap over it before it is used "
+        "again (dmcopy wrap)",
     ),
     (
         "CRYPT-",
         "is an encrypted device in use, and its table holds a key that cannot be moved",
-        "copy the device under it, which is encrypted too, or put a linear dm device over it "
-        "that the application uses",
+        "copy the device under it, which is encrypted too; or put a wrap over it before it is used "
+        "the next time (dmcopy wrap)",
     ),
 )
 
@@ -56,6 +59,9 @@ class Provider(StrEnum):
 
     SPLICE = "splice"
     IDLE = "idle"
+    MD_SPLIT = "md-split"  # a member of a RAID1
+    LVM = "lvm"  # a snapshot by lvcreate
+    LVM_THIN = "lvm-thin"  # a snapshot in the volume's pool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +78,19 @@ class Source:
     dm_name: str | None
     table: Table | None  # live table, where it is a dm device
     mounts: tuple[str, ...]
+    volume: Volume | None = None  # where LVM makes the snapshot
 
 
-def discover(path: str, dm: Dm | None, sysfs: Sysfs, *, want_splice: bool = False) -> Source:
+def discover(
+    path: str, dm: Dm | None, sysfs: Sysfs, *, want_splice: bool = False, lvm: Lvm | None = None
+) -> Source:
     """Look at *path*; raises `UsageError` if it is no block device, `Refused` if it can't be
     copied as of one instant.
 
     *dm* is None on a kernel without device-mapper.  *want_splice*: the user asked for a COW
     device, so a dm device is spliced even though nobody has it open now.
     """
-    devno = _block_device(path, sysfs)
+    devno = block_device(path, sysfs)
     info, table = _dm_device(devno, dm)
     why_not = _why_no_splice(path, info, table) if info is not None and table is not None else None
     can_splice = table is not None and why_not is None
@@ -90,7 +99,7 @@ def discover(path: str, dm: Dm | None, sysfs: Sysfs, *, want_splice: bool = Fals
     lasting = 0.0 if can_splice else _LASTING_SECONDS
     users = _users(devno, sysfs, info, mounts, lasting=lasting)
 
-    def source(provider: Provider, why: str) -> Source:
+    def source(provider: Provider, why: str, volume: Volume | None = None) -> Source:
         return Source(
             path=path,
             devno=devno,
@@ -102,34 +111,60 @@ def discover(path: str, dm: Dm | None, sysfs: Sysfs, *, want_splice: bool = Fals
             dm_name=info.name if info else None,
             table=table,
             mounts=mounts,
+            volume=volume,
         )
 
     if sysfs.size(devno) == 0:
         raise Refused(f"{path} has no sectors", way_out="check that it is the device you mean")
     if info is not None and table is not None:
         _refuse_ours(path, info, table, dm)
+        if (users or want_splice) and info.uuid.startswith(LVM_UUID) and lvm is not None:
+            if info.read_only:
+                raise _read_only(path)
+            volume = volume_of(path, info, lvm)
+            kind = ",".join(sorted(volume.layout))
+            why = f"a logical volume ({kind}){', in use' if users else ''}"
+            return source(Provider.LVM_THIN if volume.is_thin else Provider.LVM, why, volume)
         if users or want_splice:
             if why_not is not None:
                 raise why_not
             return source(Provider.SPLICE, "a plain dm device" + (", in use" if users else ""))
+    if users and Md(sysfs).is_array(devno):
+        raise _bare_array(path, users[0], Md(sysfs).read(devno))
     if users:
         raise Refused(
             f"{path} is in use ({users[0]}) and is not a dm device, so nothing can be put "
             "under it while it is",
-            way_out="stop what uses it, or let the application use a dm device over it from "
-            f"the next mount on: dmsetup create NAME --table '0 {sectors_down(sysfs.size(devno))}"
-            f" linear {path} 0'",
+            way_out="stop what uses it, or have the application use a wrap from the next mount on: "
+            f"unmount it, dmcopy wrap {path} NAME, and mount /dev/mapper/NAME",
         )
     return source(Provider.IDLE, "nobody has it open")
 
 
-def _block_device(path: str, sysfs: Sysfs) -> str:
+def _bare_array(path: str, user: str, array: Array) -> Refused:
+    """Say why an md array that is in use cannot be spliced, and what can be done instead."""
+    ways = f"stop what uses it, put a dm device over it (dmcopy wrap {path} NAME), and use that"
+    if array.level == "raid1":
+        ways += (
+            "; or, as it is a RAID1, have a third member made and split off, for which it needs a "
+            f"spare (mdadm {path} --add-spare DISK): --via md-split"
+        )
+    return Refused(
+        f"{path} is in use ({user}) and is a bare md array, so nothing can be put under it "
+        "while it is",
+        way_out=ways,
+    )
+
+
+def block_device(path: str, sysfs: Sysfs, *, called: str | None = None) -> str:
+    """Give the number of the source *path*; raises `UsageError`, which calls it so, for none."""
+    subject = called or f"source {path}"
     try:
         mode = os_stat(path).st_mode
     except OSError as exc:
-        raise UsageError(f"source {path}: {exc.strerror}") from exc
+        raise UsageError(f"{subject}: {exc.strerror}") from exc
     if not stat.S_ISBLK(mode):
-        raise UsageError(f"source {path} is not a block device")
+        raise UsageError(f"{subject} is not a block device")
     return sysfs.devno_of(path)
 
 
@@ -161,6 +196,12 @@ def _users(
     if info is not None and info.open_count and not users:
         users.append("open")
     return users
+
+
+def in_use(devno: str, sysfs: Sysfs, *, lasting: float = 0.0) -> list[str]:
+    """Name who uses a device that is no dm device, as `discover` does."""
+    mounts = tuple(sysfs.mounts_of(devno))
+    return _users(devno, sysfs, None, mounts, lasting=lasting)
 
 
 def _refuse_ours(path: str, info: DmInfo, table: Table, dm: Dm | None) -> None:
@@ -195,9 +236,11 @@ def _why_no_splice(path: str, info: DmInfo, table: Table) -> Refused | None:
             way_out="put a linear dm device over it that the application uses, or stop what "
             "uses it",
         )
-    if info.read_only:
-        return Refused(
-            f"{path} is read-only, so a snapshot cannot be put under it",
-            way_out="nobody writes to it: copy the device under it",
-        )
-    return None
+    return _read_only(path) if info.read_only else None
+
+
+def _read_only(path: str) -> Refused:
+    return Refused(
+        f"{path} is read-only, so a snapshot cannot be put under it",
+        way_out="nobody writes to it: copy the device under it",
+    )

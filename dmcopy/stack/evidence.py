@@ -37,6 +37,8 @@ def refuse_written(devno: str, path: str, sysfs: Sysfs) -> None:
 def _lowest(devno: str, sysfs: Sysfs) -> frozenset[str]:
     """Give the devices at the bottom; a partition is one, for it counts for itself."""
     below = sysfs.slaves(devno)
-    if not below:
+    # An md array counts what is written to it (drivers/md/md.c:md_account_bio); its members count
+    # md's own superblocks and a resync too.  Proof: test_md_counts_what_is_written_to_it.
+    if not below or sysfs.kname(devno).startswith("md"):
         return frozenset({devno})
     return frozenset().union(*(_lowest(one, sysfs) for one in below))

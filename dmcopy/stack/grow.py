@@ -28,9 +28,11 @@ from dmcopy.errors import CommandFailed, CowCannotGrow
 from dmcopy.kernel.dm import Dm
 from dmcopy.kernel.loop import set_capacity
 from dmcopy.kernel.lvm import Lvm
+from dmcopy.kernel.lvm import dm_name as lvm_name
+from dmcopy.kernel.lvm_lock import VgLocked
 from dmcopy.kernel.memory import lock_memory
 from dmcopy.kernel.sysfs import Sysfs
-from dmcopy.stack.cow import CowDevice, CowDevices, CowFileOnHost, CowLv, CowPlan
+from dmcopy.stack.cow import CowDevice, CowDevices, CowFileOnHost, CowLv, CowPlan, CowSnapshot
 from dmcopy.stack.hold import Swap
 from dmcopy.stack.names import Role, device_name
 from dmcopy.stack.plan import signals_deferred
@@ -54,8 +56,33 @@ _LEAST_STEP: Final = Bytes(64 * MIB)
 _STEP_SHARE: Final = 8  # a step is one eighth of what there is
 
 
-class Grower:
+class Growing(ABC):
     """Makes one job's COW device larger; to be used from the main thread (the dead man is)."""
+
+    holds: list[float]  # seconds that each swap held writes
+    takes_time = False  # too much for writers that fill what is left meanwhile
+
+    @property
+    @abstractmethod
+    def size(self) -> Bytes:
+        """What it has now."""
+
+    @abstractmethod
+    def can_grow_to(self) -> Bytes:
+        """Give the limit that was planned."""
+
+    @abstractmethod
+    def grow(self, to: Bytes) -> Bytes:
+        """Make it at least *to* large; gives the new size; raises `CowCannotGrow`."""
+
+    def step(self) -> Bytes:
+        """Give the size after one step of the usual length, or the limit if that is nearer."""
+        now = self.size
+        return min(self.can_grow_to(), Bytes(now + max(_LEAST_STEP, now // _STEP_SHARE)))
+
+
+class Grower(Growing):
+    """Swaps a longer table in on the job's ``-cow`` device."""
 
     def __init__(
         self, dm: Dm, name: str, room: Room, *, chunk: Sectors, most: Bytes, hold_limit: float
@@ -77,11 +104,6 @@ class Grower:
     def can_grow_to(self) -> Bytes:
         """Give the limit that was planned; whether the room is still there shows in `grow`."""
         return max(self._most, self.size)
-
-    def step(self) -> Bytes:
-        """Give the size after one step of the usual length, or the limit if that is nearer."""
-        now = self.size
-        return min(self.can_grow_to(), Bytes(now + max(_LEAST_STEP, now // _STEP_SHARE)))
 
     def grow(self, to: Bytes) -> Bytes:
         """Make it at least *to* large, in whole chunks or devices; gives the new size.
@@ -125,11 +147,13 @@ class Grower:
 
 def grower(
     plan: CowPlan, *, job: str, dm: Dm, sysfs: Sysfs, lvm: Lvm, chunk: Sectors, hold_limit: float
-) -> Grower:
+) -> Growing:
     """Give what makes the COW device of *plan* larger, once the job's ``-cow`` device is there.
 
     *chunk* is that of the snapshot, *hold_limit* the longest hold in seconds.
     """
+    if isinstance(plan, CowSnapshot):
+        return SnapshotGrower(plan, dm, lvm)
     room: Room
     if isinstance(plan, CowDevices):
         room = DeviceRoom(plan.devices)
@@ -250,27 +274,68 @@ class LvRoom(Room):
         """
         devno = _only_device(now)
         if self._sysfs.size(devno) < to:
-            self._lvextend(self._plan.extents(to), devno)
+            extend_volume(self._lvm, self._plan, to, there=self._sysfs.size(devno))
         length = min(self._sysfs.size(devno), to)
         whole = round_down(sectors_down(length), self._plan.chunk)
         return Table.of(Linear(whole, devno, Sectors(0)))
 
-    def _lvextend(self, extents: int, devno: str) -> None:
-        """Extend to *extents*, or by all that is free where that is less."""
-        plan = self._plan
-        try:
-            self._lvm.extend(plan.vg, plan.name, extents=extents)
-        except CommandFailed as exc:
-            vg = self._lvm.vg(plan.vg)
-            there = self._sysfs.size(devno) // vg.extent
-            reached = min(extents, there + vg.free // vg.extent)
-            if reached <= there or reached == extents:
-                raise CowCannotGrow(
-                    f"{self} cannot grow: {exc}; {format_size(vg.free)} are free in volume group "
-                    f"{vg.name}; add a device to it: vgextend {vg.name} DEVICE"
-                ) from exc
-            log.warning("%s grows by what is left in volume group %s: %s", self, vg.name, exc)
-            self._lvm.extend(plan.vg, plan.name, extents=reached)
+
+class SnapshotGrower(Growing):
+    """Has LVM make the COW device of its snapshot larger.
+
+    LVM holds the origin for that, with no dead man of ours: 0.1 s were seen.  It reloads the
+    origin's table too, so that all of it is saved again until it is retired anew; and it fails
+    while a layer of ours (the brake, the gate) has the volume's own device open.
+    """
+
+    takes_time = True
+
+    def __init__(self, plan: CowSnapshot, dm: Dm, lvm: Lvm) -> None:
+        self._plan = plan
+        self._dm = dm
+        self._lvm = lvm
+        self._name = lvm_name(plan.vg, plan.name, "cow")
+        self.holds: list[float] = []  # what LVM holds is not known
+
+    @property
+    def size(self) -> Bytes:
+        """What it has now."""
+        return to_bytes(self._dm.table(self._name).length)
+
+    def can_grow_to(self) -> Bytes:
+        """Give the limit that was planned; whether the room is still there shows in `grow`."""
+        return max(self._plan.most, self.size)
+
+    def grow(self, to: Bytes) -> Bytes:
+        """Make it at least *to* large; gives the new size; raises `CowCannotGrow`."""
+        there = self.size
+        to = min(to, self._plan.most)
+        if to <= there:
+            raise CowCannotGrow(f"{self._plan} has reached its limit of {format_size(there)}")
+        with signals_deferred():
+            extend_volume(self._lvm, self._plan, to, there=there)
+        return self.size
+
+
+def extend_volume(lvm: Lvm, plan: CowLv | CowSnapshot, to: Bytes, *, there: Bytes) -> None:
+    """Extend to the extents of *to*, or by all that is free where that is less.
+
+    *there* is what it has.  Raises `CowCannotGrow`.
+    """
+    extents = plan.extents(to)
+    try:
+        lvm.extend(plan.vg, plan.name, extents=extents)
+    except (CommandFailed, VgLocked) as exc:
+        vg = lvm.vg(plan.vg)
+        now = there // vg.extent
+        reached = min(extents, now + vg.free // vg.extent)
+        if reached <= now or reached == extents:
+            raise CowCannotGrow(
+                f"the COW device, {plan}, cannot grow: {exc}; {format_size(vg.free)} are free in "
+                f"volume group {vg.name}; add a device to it: vgextend {vg.name} DEVICE"
+            ) from exc
+        log.warning("%s grows by what is left in volume group %s: %s", plan, vg.name, exc)
+        lvm.extend(plan.vg, plan.name, extents=reached)
 
 
 def _only_device(table: Table) -> str:

@@ -30,10 +30,15 @@ _ATTEMPTS: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Instant:
-    """When it was: between *begin* and *begin* + *held*."""
+    """When it was: between *begin* and *begin* + *held*.
+
+    Where several devices were held together, *held* is from the first hold to the last release, and
+    *alone* what this device was held of it.
+    """
 
     begin_ns: int  # UTC, nanoseconds since 1970
     held: float  # seconds
+    alone: float | None = None  # seconds
 
     @property
     def text(self) -> str:

@@ -13,11 +13,13 @@ from dmcopy.core.targets.delay import Delay
 from dmcopy.kernel.dm import Dm, DmInfo
 from dmcopy.stack.gate import leads_to_ours, over
 from dmcopy.stack.hold import Instant, Swap, resume_unchanged
+from dmcopy.stack.lvm_view import SnapshotVolume, snapshot_volume
 from dmcopy.stack.names import Role, device_name, device_uuid
 from dmcopy.stack.steps import remove_device
 
 # Top first: what is above must go before what it uses.
 LAYERS: Final = (Role.METER, Role.BRAKE, Role.GATE)
+_OF_LVM: Final = frozenset({Role.SOURCE, Role.COW, Role.SNAP})
 
 
 class Layers:
@@ -26,10 +28,18 @@ class Layers:
     def __init__(self, dm: Dm, job: str) -> None:
         self._dm = dm
         self._job = job
+        self._volume: SnapshotVolume | None = None
 
     def info(self, role: Role) -> DmInfo | None:
-        """Give what the kernel knows of one, None when it is not there."""
-        return self._dm.find(device_uuid(self._job, role))
+        """Give what the kernel knows of one, None when it is not there.
+
+        Source, COW device and snapshot may be LVM's (`lvm_view`).
+        """
+        found = self._dm.find(device_uuid(self._job, role))
+        if found is None and role in _OF_LVM:
+            self._volume = self._volume or snapshot_volume(self._dm, self._job)
+            return self._volume.info(role) if self._volume is not None else None
+        return found
 
     def is_origin(self, table: Table) -> bool:
         """Tell whether *table* makes its device an origin of the job, in whatever state."""

@@ -53,6 +53,8 @@ class Role(StrEnum):
     BRAKE = "brake"
     METER = "meter"
     LEG = "leg"
+    TWIN = "twin"  # a finished copy that gets another identity (stack.twin) ...
+    PART = "part"  # ... and a partition of it
 
 
 class Owned(NamedTuple):

@@ -15,11 +15,14 @@ import logging
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from dmcopy.errors import LeftBehind
 
 log = logging.getLogger(__name__)
+
+# What must be so while the critical steps are done (`stack.keeper`).
+Around = Callable[[], AbstractContextManager[None]]
 
 _DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -48,6 +51,15 @@ class Step(ABC):
     @abstractmethod
     def lines(self) -> Sequence[str]:
         """Give shell lines that an administrator could paste to do the same."""
+
+    def get_ready(self) -> None:  # noqa: B027 (few steps have something to do)
+        """Do beforehand what takes time, where others wait while the critical steps are done.
+
+        `stand_down` follows, or `undo`, whatever becomes of it.
+        """
+
+    def stand_down(self) -> None:  # noqa: B027
+        """End what `get_ready` made, now that nobody waits any more."""
 
     @abstractmethod
     def do(self) -> None:
@@ -84,26 +96,40 @@ class Plan:
         """Give the whole plan as shell lines."""
         return tuple(line for step in self.steps for line in step.lines())
 
-    def run(self, record: Callable[[str], None]) -> None:
+    def run(self, record: Callable[[str], None], around: Around | None = None) -> None:
         """Do all steps; on the first failure undo the done ones, last first.
 
         *record* writes the intent durably; it is called before each step of ``prepare``
-        and ``finish`` and never while I/O may be held.  Raises what the step raised, or
+        and ``finish`` and never while I/O may be held.  *around* goes around the critical steps;
+        what it raises when it is left undoes them.  Raises what the step raised, or
         `LeftBehind` (naming what is left) from it.
         """
         try:
             for step in self.prepare:
                 self._do(step, record)
             record("; ".join(str(step) for step in self.critical))
-            with signals_deferred():
+            if around is None:
+                self._do_critical()
+            else:
                 for step in self.critical:
                     self._started.append(step)
-                    step.do()
+                    step.get_ready()
+                with around():
+                    self._do_critical()
+                for step in self.critical:
+                    step.stand_down()
             for step in self.finish:
                 self._do(step, record)
         except BaseException as exc:
             self._roll_back(exc)
             raise
+
+    def _do_critical(self) -> None:
+        with signals_deferred():
+            for step in self.critical:
+                if step not in self._started:
+                    self._started.append(step)
+                step.do()
 
     def _do(self, step: Step, record: Callable[[str], None]) -> None:
         record(str(step))

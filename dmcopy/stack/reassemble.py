@@ -197,8 +197,7 @@ def reassembled(
     loop = AttachLoop(store, sysfs) if isinstance(store, Path) else None
 
     def pieces() -> Table:
-        devnos = store if not isinstance(store, Path) else [loop.devno()] if loop else []
-        return Table.of(*(_whole(devno, sysfs, chunk) for devno in devnos))
+        return store_table(store, loop, sysfs, chunk)
 
     under = device(Role.SOURCE, lambda: original)
     cow = device(Role.COW, pieces)
@@ -226,6 +225,14 @@ def reassembled(
     return Spliced(
         plan=plan, splice=swap, source=under, cow=cow, snapshot=snapshot, origin_table=ours
     )
+
+
+def store_table(
+    store: Path | Sequence[str], loop: AttachLoop | None, sysfs: Sysfs, chunk: Sectors
+) -> Table:
+    """Give the table of the COW device over its file behind *loop*, or its devices by devno."""
+    devnos = store if not isinstance(store, Path) else [loop.devno()] if loop else []
+    return Table.of(*(_whole(devno, sysfs, chunk) for devno in devnos))
 
 
 def _whole(devno: str, sysfs: Sysfs, chunk: Sectors) -> Linear:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from dmcopy.core.table import Table
+from dmcopy.core.targets.snapshot import SnapshotOrigin
 from dmcopy.errors import DmcopyError, DmFailed
 from dmcopy.kernel.dm import Dm, DmInfo
 from dmcopy.kernel.lvm import Lvm
@@ -23,6 +25,7 @@ from dmcopy.stack.counters import forget_counters
 from dmcopy.stack.cow import cow_file_name
 from dmcopy.stack.hold import resume_unchanged
 from dmcopy.stack.layers import LAYERS, Layers
+from dmcopy.stack.lvm_view import snapshot_volumes
 from dmcopy.stack.names import Role, lv_owner, lv_tag, owner
 from dmcopy.stack.plan import signals_deferred
 from dmcopy.stack.steps import remove_device, restore_origin
@@ -32,7 +35,7 @@ log = logging.getLogger(__name__)
 _HOLD_LIMIT: Final = 10.0  # seconds; a rescue may take longer than an everyday end
 
 # Top first: what is above must go before what it uses.
-_ORDER = (*LAYERS, Role.SNAP, Role.COW, Role.SPARE, Role.LEG, Role.SOURCE)
+_ORDER = (Role.PART, Role.TWIN, *LAYERS, Role.SNAP, Role.COW, Role.SPARE, Role.LEG, Role.SOURCE)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Remains:
     devices: dict[Role, DmInfo] = field(default_factory=dict)
     origins: list[Origin] = field(default_factory=list)
     loops: list[tuple[str, str]] = field(default_factory=list)  # devno, backing file
+    split: bool = False  # a member of an md array is split off (stack.md_split_back)
     lvs: list[DmInfo] = field(default_factory=list)  # active LVs with its name
 
     def lines(self) -> list[str]:
@@ -60,11 +64,19 @@ class Remains:
                 f"{origin.name} has "
                 + ("a table of ours" if origin.live else "a table of ours loaded")
                 for origin in self.origins
+                if not self.is_of_lvm
             ),
-            *(f"device {info.name}" for info in self.devices.values()),
+            *(f"device {info.name}" for info in self.devices.values() if owner(info.uuid)),
             *(f"logical volume /dev/mapper/{info.name}" for info in self.lvs),
+            *(["a member that is split off its md array"] if self.split else []),
             *(f"loop device over {file}" for file in sorted(self.cow_files())),
         ]
+
+    @property
+    def is_of_lvm(self) -> bool:
+        """Whether the snapshot is one that LVM made."""
+        source = self.devices.get(Role.SOURCE)
+        return source is not None and owner(source.uuid) is None
 
     def cow_files(self) -> set[str]:
         """Give the COW files that are known to be ours by their name.
@@ -87,6 +99,10 @@ def find_remains(dm: Dm, sysfs: Sysfs) -> dict[str, Remains]:
             found.setdefault(mine.job, Remains(mine.job)).devices[mine.role] = info
         elif (job := lv_owner(info.name, info.uuid)) is not None:
             found.setdefault(job, Remains(job)).lvs.append(info)
+    for job, volume in snapshot_volumes(dm, devices).items():
+        # a COW device of ours is in an LV of that name too, and is no snapshot
+        remains = found.setdefault(job, Remains(job))
+        remains.devices = volume.by_role() | remains.devices
     for remains in found.values():
         source = remains.devices.get(Role.SOURCE)
         if source is not None:
@@ -158,6 +174,9 @@ def take_apart(dm: Dm, remains: Remains) -> TakenApart:
     layers = Layers(dm, remains.job)
     with signals_deferred():
         left += _resume_below(dm, remains)
+        for lv in remains.lvs:
+            if lv.inactive:  # LVM cannot remove an LV whose loaded table holds another device
+                dm.clear(lv.name)
         try:
             layers.let_go(limit=_HOLD_LIMIT)
         except DmcopyError as exc:  # what is held goes on when its time is over
@@ -170,7 +189,7 @@ def take_apart(dm: Dm, remains: Remains) -> TakenApart:
             forget_counters(dm, origin.name, remains.job)
         for role in _ORDER:
             info = remains.devices.get(role)
-            if info is None:
+            if info is None or owner(info.uuid) is None:  # what is LVM's goes with the LV
                 continue
             try:
                 if info.suspended:
@@ -210,7 +229,13 @@ def _release_origin(
         if info.suspended:
             dm.resume(origin.name, lockfs=False)
         return [f"dropped the loaded table of {origin.name}"]
-    original = dm.table(remains.devices[Role.SOURCE].name)
+    source = remains.devices[Role.SOURCE]
+    original = dm.table(source.name)
+    if owner(source.uuid) is None:  # LVM's: what is under it is LVM's to take out
+        original = Table.of(SnapshotOrigin(original.length, source.devno))
+        if dm.table(origin.name) == original:
+            resume_unchanged(dm, info)
+            return []
     held = restore_origin(dm, origin.name, original, layers.is_origin, limit=_HOLD_LIMIT)
     holds += [held] if held is not None else []
     return [f"gave {origin.name} its table back"]

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Final
 
 from dmcopy.core.extent import Extent
@@ -32,7 +33,8 @@ from dmcopy.stack.deadman import Sentry
 from dmcopy.stack.gate import Announce, LiveTables, saving, worth_retiring
 from dmcopy.stack.hold import Instant, Swap
 from dmcopy.stack.layers import Layers
-from dmcopy.stack.names import Role
+from dmcopy.stack.lvm_guard import Guard
+from dmcopy.stack.names import Role, owner
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +50,18 @@ class Retire:
     """
 
     def __init__(
-        self, dm: Dm, *, job: str, origin: str, hold_limit: float, announce: Announce
+        self,
+        dm: Dm,
+        *,
+        job: str,
+        origin: str,
+        hold_limit: float,
+        announce: Announce,
+        guard: Guard = nullcontext,
     ) -> None:
         """*origin* is the dm name of a device that is spliced; *hold_limit* in seconds.
+
+        *guard* is entered around each look and swap, and may refuse it (`lvm_guard`).
 
         *announce* is called with what may be live from now on, before and after each swap, and
         must not return before the worker goes by it.
@@ -58,11 +69,13 @@ class Retire:
         self._dm = dm
         self._origin = origin
         self._announce = announce
+        self._guard = guard
         self._layers = Layers(dm, job)
         source = self._layers.info(Role.SOURCE)
         if source is None:
             raise DmcopyError(f"job {job} has no source device, so nothing can be retired")
         self._source = source.devno
+        self._is_of_lvm = owner(source.uuid) is None
         self._length = dm.table(source.name).length
         self._limit = min(hold_limit, _LONGEST)
         self._sentry = Sentry([origin], limit=self._limit)
@@ -72,16 +85,22 @@ class Retire:
         """Let writes to *retired* pass, those of before included; gives the hold of the swap.
 
         None where the table would not change.  Raises `PointInTimeLost` when the table is not
-        ours any more, `HoldLimitExceeded` and `DmFailed`: then it is as before, and may be tried
-        again.
+        ours any more, `HoldLimitExceeded`, `DmFailed`, and `DmcopyError` while another table is
+        loaded, which is not ours either: then it is as before, and may be tried again.
         """
+        with self._guard():
+            return self._swap(worth_retiring(self._length, retired))
+
+    def _swap(self, passing: list[Extent]) -> Instant | None:
         live = self._dm.table(self._origin)
         if not self._layers.is_origin(live):
             raise PointInTimeLost(f"the table of {self._origin} was replaced by '{live}'")
-        passing = worth_retiring(self._length, retired)
         table = saving(self._length, self._source, passing)
         if table == live:
             return None
+        info = self._dm.info(self._origin)
+        if info is not None and info.inactive:  # between somebody's load and his resume
+            raise DmcopyError(f"somebody else has loaded a table for {self._origin}")
         self._say(live, table)
         swap = Swap(
             dm=self._dm,
@@ -110,4 +129,7 @@ class Retire:
         self._sentry.end()
 
     def _say(self, *tables: Table) -> None:
-        self._announce(LiveTables(frozenset(str(table).encode() for table in tables)))
+        # LVM's own commands give its origin the full table again, which saves all: right, too.
+        full = [saving(self._length, self._source, [])] if self._is_of_lvm else []
+        texts = frozenset(str(table).encode() for table in (*tables, *full))
+        self._announce(LiveTables(texts))

@@ -6,13 +6,13 @@ Not a dead man of one hold (that is `deadman`): each swap has one of those besid
 from __future__ import annotations
 
 import select
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
 from dmcopy.errors import DmcopyError
 from dmcopy.kernel.command import Process, start_process
+from dmcopy.kernel.own_code import helper
 from dmcopy.stack import unbrake
 from dmcopy.units import Sectors
 
@@ -33,7 +33,7 @@ class Standby:
         start: Callable[[Sequence[str]], Process] = start_process,
     ) -> None:
         """*brake* and *uuid* are the device with the delay, *gate* the devno of what is below."""
-        self._argv = [sys.executable, "-m", unbrake.__name__, brake, uuid, str(length), gate]
+        self._argv = helper(unbrake.__name__, brake, uuid, str(length), gate)
         self._start = start
         self._process: Process | None = None
 

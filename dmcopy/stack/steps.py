@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypedDict
@@ -18,6 +17,7 @@ from dmcopy.kernel.blkdev import BlockDevice, syncfs
 from dmcopy.kernel.dm import Dm
 from dmcopy.kernel.loop import LoopDevice
 from dmcopy.kernel.lvm import Lvm, create_argv
+from dmcopy.kernel.patience import again
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.cow import CowLv
 from dmcopy.stack.hold import Swap
@@ -26,7 +26,6 @@ from dmcopy.stack.plan import Step
 from dmcopy.units import Bytes, Sectors, to_bytes
 
 _BUSY_SECONDS: Final = 10.0
-_BUSY_PAUSE_SECONDS: Final = 0.05
 
 
 def remove_device(dm: Dm, name: str, uuid: str) -> None:
@@ -35,14 +34,12 @@ def remove_device(dm: Dm, name: str, uuid: str) -> None:
     udev and blkid may have a new device open for a moment, and a killed worker's
     descriptors close only when its last I/O has ended.  Raises `DmBusy` after 10 s.
     """
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while (info := dm.info(name)) is not None and info.uuid == uuid:
-        try:
+
+    def remove() -> None:
+        if (info := dm.info(name)) is not None and info.uuid == uuid:
             dm.remove(name)
-        except DmBusy:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_BUSY_PAUSE_SECONDS)
+
+    again(remove, on=DmBusy, seconds=_BUSY_SECONDS)
 
 
 def with_table(argv: Sequence[str], table: Table) -> str:

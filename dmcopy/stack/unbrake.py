@@ -99,7 +99,8 @@ def main(argv: Sequence[str]) -> int:
     release = Release(control, name, uuid, int(length), gate)
     with suppress(OSError):
         lock_memory()
-    os.write(1, b"ready\n")
+    with suppress(BrokenPipeError):  # control is gone already
+        os.write(1, b"ready\n")
     if os.read(0, 1) != DONE:
         release()
     return 0

@@ -68,7 +68,7 @@ def _interrupt(pid: int, tid: int) -> None:
     ctypes.CDLL(None, use_errno=True).syscall(number, pid, tid, int(signal.SIGUSR1))
 
 
-def _said(timeout: float | None) -> bytes | None:
+def said(timeout: float | None) -> bytes | None:
     """Give the byte that control wrote, empty when it is gone, None when time went by."""
     ready, _, _ = select.select([0], [], [], timeout)
     return os.read(0, 1) if ready else None
@@ -76,7 +76,7 @@ def _said(timeout: float | None) -> bytes | None:
 
 def _watch(devices: Sequence[_Device], limit: float, thread: tuple[int, int]) -> str:
     """Wait for the end of a hold; give what is to be answered."""
-    word = _said(limit)
+    word = said(limit)
     if word == DONE:
         return "done"
     why = "control died" if word == b"" else "the hold limit was over"
@@ -84,7 +84,7 @@ def _watch(devices: Sequence[_Device], limit: float, thread: tuple[int, int]) ->
         _interrupt(*thread)
         for device in devices:
             device.release()
-        word = _said(_POLL_SECONDS)
+        word = said(_POLL_SECONDS)
     released = [device.name for device in devices if device.release()]
     return f"fired: {why}; resumed {' '.join(released) or 'nothing'}"
 
@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
         lock_memory()
     with suppress(BrokenPipeError):  # control is gone already
         os.write(1, b"ready\n")
-    while _said(None) == ARMED:  # one hold after the other, until control closes the pipe
+    while said(None) == ARMED:  # one hold after the other, until control closes the pipe
         answer = _watch(devices, float(argv[0]), (int(argv[1]), int(argv[2])))
         with suppress(BrokenPipeError):  # control is gone
             os.write(1, f"{answer}\n".encode())

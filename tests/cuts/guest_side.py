@@ -6,15 +6,16 @@ Nothing is judged here: what was found goes into the share, a directory of the h
 write is at the host when it returns (hostfs writes through; a mapping would not).
 
     python -m tests.cuts.guest_side begin [--blow TRANSITION] [--to-the-end] [--steer]
-        [--copy-options WORDS] [--burst SECONDS] [--broken HOW]
+        [--copy-options WORDS] [--burst SECONDS] [--broken HOW] [--lvm]
     python -m tests.cuts.guest_side again --how snapshot|resume [--blow TRANSITION]
-        [--touch] [--stretch]
+        [--touch] [--stretch] [--lvm]
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import io
 import json
 import os
@@ -27,18 +28,25 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from dmcopy.cli.main import COMMANDS
 from dmcopy.cli.main import main as dmcopy
 from tests.cuts.broken import BROKEN
 from tests.cuts.fuse import Fuse
 from tests.lab import stamp
 from tests.lab.harness import differing, read_device, until, writes_of
+from tests.lab.scene import fill_fork
 from tests.lab.stage import patiently, sh
+
+for _command in ("copy", "resume", "rescue", "status"):  # the forks would import them anew
+    importlib.import_module(f"dmcopy.cli.{COMMANDS[_command]}")
 
 JOB: Final = "cut"
 SOURCE, TARGET, STATE = ("/dev/ubda", "/dev/ubdb", "/dev/ubdc")  # the same in each boot
 ORIGIN: Final = "/dev/mapper/cut-origin"
 DESTINATION: Final = "/dev/mapper/cut-destination"
 SNAPSHOT: Final = f"/dev/mapper/dmcopy-{JOB}-snap"
+LVM_SNAPSHOT: Final = f"/dev/mapper/cut-dmcopy_{JOB}"
+LVM_MIB: Final = 8  # of the volume, where the origin is one
 MOUNT: Final = Path("/run/cut-state")
 CHUNK: Final = 64 << 10  # bytes
 SLOW_MS: Final = 40  # a write to the destination takes at least so long
@@ -77,13 +85,38 @@ def state_disk(device: str = STATE) -> None:
     os.environ["DMCOPY_STATE_DIR"] = str(MOUNT / "dmcopy")
 
 
-def devices(source: str = SOURCE, target: str = TARGET, *, write_ms: int = SLOW_MS) -> None:
+def devices(
+    source: str = SOURCE,
+    target: str = TARGET,
+    *,
+    write_ms: int = SLOW_MS,
+    lvm: bool = False,
+    new: bool = False,
+) -> None:
     """Make the origin and the destination, which are the same after each boot."""
     sh("modprobe", "-a", "dm-snapshot", "dm-delay")
-    size = stamp.device_length(source) >> 9
-    sh("dmsetup", "create", "cut-origin", "--table", f"0 {size} linear {source} 0")
+    if lvm:
+        volume(source, new=new)
+    else:
+        size = stamp.device_length(source) >> 9
+        sh("dmsetup", "create", "cut-origin", "--table", f"0 {size} linear {source} 0")
+    size = stamp.device_length(target) >> 9
     slow = f"0 {size} delay {target} 0 0 {target} 0 {write_ms}"
     sh("dmsetup", "create", "cut-destination", "--uuid", "LAB-cut-destination", "--table", slow)
+
+
+def volume(source: str = SOURCE, *, new: bool) -> None:
+    """Make the origin a logical volume, or activate it as a booting machine does."""
+    types = 'devices {\n\ttypes = [ "ubd", 16 ]\n}\n'  # LVM does not know such disks
+    Path("/etc/lvm/lvmlocal.conf").write_text(types)
+    if not new:
+        sh("vgchange", "--quiet", "--activate", "y", "cut")
+        return
+    sh("wipefs", "--all", "--force", source)
+    sh("vgcreate", "--quiet", "--yes", "--physicalextentsize", "1m", "cut", source)
+    size = ("--size", f"{LVM_MIB}m", "--name", "origin")
+    sh("lvcreate", "--quiet", "--yes", "--zero", "n", "--wipesignatures", "n", *size, "cut")
+    stamp.fill(ORIGIN, seed=1)
 
 
 @contextmanager
@@ -143,6 +176,7 @@ class Forked:
     def _child(self, argv: Sequence[str], fuse: Fuse) -> None:
         status = 99
         try:
+            fill_fork()
             os.setsid()
             for number, path in ((1, self.events_file), (2, self.errors_file)):
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -226,6 +260,7 @@ def copy_with_witness(
     burst: float | None = None,
     steer: bool = False,
     broken: str | None = None,
+    snapshot: str = SNAPSHOT,
 ) -> None:
     """Start the job; its witness is in the share before its first segment is copied.
 
@@ -240,7 +275,7 @@ def copy_with_witness(
         argv += [*COPY_OPTIONS, *options]
         job = Forked(argv, blow=blow, pauses=True, broken=broken)
         if job.has_planned():
-            tell("witness", read_device(SNAPSHOT))
+            tell("witness", read_device(snapshot))
             when_ready()
             if burst is not None:
                 stack.enter_context(load(seed=1, pause=burst))
@@ -265,6 +300,7 @@ def again(
     touch: bool = False,
     stretch: bool = False,
     write_ms: int = 0,
+    lvm: bool = False,
     disks: tuple[str, str, str] = (SOURCE, TARGET, STATE),
 ) -> None:
     """Say what became of the job.
@@ -274,9 +310,10 @@ def again(
     """
     source, target, state = disks
     state_disk(state)
-    devices(source, target, write_ms=write_ms)
+    devices(source, target, write_ms=write_ms, lvm=lvm)
     found: dict[str, Any] = {"before": job_status(), "cow_before": cow_file() is not None}
-    table = sh("dmsetup", "table", ORIGIN)
+    below = f"{ORIGIN}-real"  # where LVM's snapshot is over it again
+    table = sh("dmsetup", "table", below if lvm and os.path.exists(below) else ORIGIN)
     if touch:
         _touch()
     if stretch:
@@ -348,7 +385,8 @@ def image_on(device: str) -> dict[str, Any] | None:  # Any: JSON
     witness = SHARE / "witness"
     if not witness.exists():
         return None
-    return {"wrong": differing(read_device(device), witness.read_bytes())}
+    image = witness.read_bytes()
+    return {"wrong": differing(read_device(device, len(image)), image)}
 
 
 def cow_file() -> Path | None:
@@ -407,7 +445,9 @@ def main(argv: Sequence[str]) -> int:
     verb.add_argument("--copy-options", type=str.split, default=[])
     verb.add_argument("--burst", type=float)
     verb.add_argument("--broken", choices=list(BROKEN))
+    verb.add_argument("--lvm", action="store_true")
     verb = verbs.add_parser("again")
+    verb.add_argument("--lvm", action="store_true")
     verb.add_argument("--how", choices=("snapshot", "resume"), required=True)
     verb.add_argument("--blow")
     verb.add_argument("--touch", action="store_true")
@@ -416,9 +456,10 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.verb == "begin":
         state_disk()
-        devices(write_ms=options.write_ms)
+        devices(write_ms=options.write_ms, lvm=options.lvm, new=True)
         copy_with_witness(
             blow=options.blow,
+            snapshot=LVM_SNAPSHOT if options.lvm else SNAPSHOT,
             until_cut=not options.to_the_end,
             options=options.copy_options,
             burst=options.burst,
@@ -432,6 +473,7 @@ def main(argv: Sequence[str]) -> int:
             touch=options.touch,
             stretch=options.stretch,
             write_ms=options.write_ms,
+            lvm=options.lvm,
         )
     return 0
 

@@ -133,7 +133,7 @@ def test_batch_is_durable_at_the_destination_before_it_is_on_record(
     assert judge(machine, machine.again("--how", "resume")) == "right"
 
 
-@pytest.mark.parametrize("transition", ["retire#2", "retire#4"])
+@pytest.mark.parametrize("transition", ["retire#4"])
 def test_what_is_retired_is_durable_at_the_destination(
     folder: Path, machine: Machine, transition: str
 ) -> None:

@@ -51,7 +51,7 @@ from dmcopy.stack.cow import CowDevice, CowDevices
 from dmcopy.stack.discover import Provider, discover
 from dmcopy.units import Bytes, Sectors, to_sectors
 from tests.lab import stamp
-from tests.lab.stage import Stage, patiently, sh
+from tests.lab.stage import CODE, Stage, patiently, sh
 
 Event = dict[str, Any]  # Any: JSON
 
@@ -593,17 +593,23 @@ def run_copy(
     destination: str,
     *options: str,
     witness: bool = True,
+    vg: str | None = None,
     at: dict[str, Callable[[Event], None]] | None = None,
 ) -> Copied:
     """Run ``dmcopy copy``; *at* has what is done in the moment of an event.
 
     With *witness* the kernel's snapshot is opened before begin time and read when it has begun;
-    nothing is copied before, for what is copied and retired is the kernel's image no more.
+    nothing is copied before, for what is copied and retired is the kernel's image no more.  With a
+    *vg* the snapshot is one that LVM makes in there.
     """
     name = f"t{time.monotonic_ns()}"
     argv = [sys.executable, "-m", "dmcopy", "copy", source, destination]
     argv += ["--name", name, "--json", *options, *(["--hold-start"] if witness else [])]
-    places = {"DMCOPY_STATE_DIR": f"{folder}/state", "DMCOPY_RUN_DIR": f"{folder}/run"}
+    places = {
+        "DMCOPY_STATE_DIR": f"{folder}/state",
+        "DMCOPY_RUN_DIR": f"{folder}/run",
+        "DMCOPY_CODE_DIR": CODE,
+    }
     copied = Copied(-1, [], "", None)
     with ExitStack() as stack:
         said = stack.enter_context(tempfile.TemporaryFile())
@@ -614,7 +620,13 @@ def run_copy(
         stack.callback(process.wait, 60)
         stack.callback(process.kill)
         assert process.stdout is not None
-        snapshot = _when_there(f"/dev/mapper/dmcopy-{name}-snap", process) if witness else None
+        path = f"/dev/mapper/dmcopy-{name}-snap"
+        if vg is not None:
+            path = f"/dev/mapper/{vg}-dmcopy_{name}"
+            # lvcreate makes the COW device under this name first, and must be able to remove it
+            while witness and not is_volume_ready(path) and process.poll() is None:
+                time.sleep(0.01)
+        snapshot = _when_there(path, process) if witness else None
         try:
             for line in process.stdout:
                 event = json.loads(line)
@@ -644,6 +656,15 @@ def run_copy(
         said.seek(0)
         copied.stderr = said.read().decode(errors="replace")
     return copied
+
+
+def is_volume_ready(path: str) -> bool:
+    """Tell whether LVM has made a snapshot, thick or thin, of what has this path."""
+    with suppress(OSError):
+        folder = Path(f"/sys/dev/block/{devno(path)}")
+        under = {(Path(one) / "dm/name").read_text().strip() for one in folder.glob("slaves/*")}
+        return any(name.endswith(("-cow", "-tpool")) for name in under)
+    return False
 
 
 def _when_there(path: str, process: subprocess.Popen[bytes]) -> int | None:

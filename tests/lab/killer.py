@@ -21,6 +21,7 @@ from typing import Any, Final
 from dmcopy.cli.common import Context, open_cookies
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.link import WorkerLink
+from dmcopy.jobs.member_link import MemberLink
 from dmcopy.jobs.spec import Places
 from dmcopy.kernel import dmioctl
 from dmcopy.kernel.loop import LoopDevice
@@ -45,6 +46,7 @@ _OTHERS: Final[tuple[tuple[type, str], ...]] = (
     (DeadMan, "__enter__"),
     (DeadMan, "arm"),
     (DeadMan, "disarm"),
+    (MemberLink, "tell_instant"),
     (WorkerLink, "__enter__"),
     (WorkerLink, "send"),
     (WorkerLink, "__exit__"),

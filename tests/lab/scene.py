@@ -5,8 +5,10 @@ What is asked of the system goes by its own tools (dmsetup, losetup), not by dmc
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
+import importlib
 import io
 import json
 import logging
@@ -26,16 +28,26 @@ from typing import Any, Final, NamedTuple
 import sh as _sh  # noqa: F401 (for the forks: dmcopy imports it where it starts a program)
 
 from dmcopy.cli.common import Context
-from dmcopy.cli.main import main
+from dmcopy.cli.main import COMMANDS, main
 from lab import residue
 from tests.lab import stamp
 from tests.lab.harness import nanoseconds
-from tests.lab.stage import Stage, patiently, sh
+from tests.lab.stage import CODE, Stage, patiently, sh
+
+for _command in sorted({*COMMANDS.values()}):  # for the forks, too: each would import it anew
+    importlib.import_module(f"dmcopy.cli.{_command}")
 
 CHECKOUT: Final = Path(__file__).parents[2]
 SLACK: Final = 1.0 if os.environ.get("LAB_GUEST") == "uml" else 3.0  # seconds a slow guest may add
 _PATIENCE: Final = 30.0
-_HELPERS: Final = ("dmcopy.jobs.worker", "dmcopy.stack.watch", "dmcopy.stack.unbrake")
+_HELPERS: Final = (
+    "dmcopy.jobs.worker",
+    "dmcopy.stack.keep",
+    "dmcopy.stack.watch",
+    "dmcopy.stack.unbrake",
+    "dmcopy.stack.md_keeper",
+    "dmcopy.stack.md_thaw",
+)
 
 
 class Ran(NamedTuple):
@@ -113,6 +125,14 @@ def helpers() -> dict[int, str]:
     return found
 
 
+def kill_all(running: Running) -> None:
+    """Kill a program and all its helpers at once."""
+    running.kill()
+    for pid in helpers():
+        with suppress(ProcessLookupError):  # it ended with the other
+            os.kill(pid, signal.SIGKILL)
+
+
 def worker_pid() -> int:
     """Give the pid of the one worker that lives."""
     (pid,) = (pid for pid, name in helpers().items() if name == "dmcopy.jobs.worker")
@@ -142,6 +162,12 @@ def is_suspended(path: str) -> bool:
     number = os.stat(path).st_rdev  # read, not asked: starting dmsetup takes long
     folder = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
     return (folder / "dm/suspended").read_text().strip() == "1"
+
+
+def fill_fork() -> None:
+    """In a fork that goes on: have what it will touch at once, where that is faster."""
+    if (fill := getattr(ctypes.CDLL(None), "lab_fill_fork", None)) is not None:  # lab/prefault.c
+        fill()
 
 
 def timed_write(path: str, offset: int = -4096) -> float:
@@ -180,6 +206,7 @@ class Scene:
         self.environment = {
             "DMCOPY_STATE_DIR": str(self.state),
             "DMCOPY_RUN_DIR": str(self.folder / "runtime"),
+            "DMCOPY_CODE_DIR": CODE,
         }
 
     # devices
@@ -275,7 +302,9 @@ class Scene:
             sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
             sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), line_buffering=True)
             logging.getLogger().handlers.clear()  # pytest's
-            status = main(argv, prepare() if prepare is not None else None)
+            made = prepare() if prepare is not None else None
+            fill_fork()  # in the control group that it may have gone into
+            status = main(argv, made)
             sys.stdout.flush()
         except BaseException:
             traceback.print_exc(file=sys.__stderr__)

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
+# the code that running jobs keep: once for all tests of a guest, and not for each its own
+CODE = "/run/lab/code"
 _PATIENCE = 10.0  # seconds; udev may hold a device for a moment
 
 
@@ -88,12 +90,21 @@ class Stage:
         self.later(patiently, "umount", point)
         return point
 
-    def md(self, *members: str) -> str:
+    def md(
+        self,
+        *members: str,
+        level: int = 1,
+        metadata: str = "1.0",
+        spares: Sequence[str] = (),
+        options: Sequence[str] = ("--assume-clean",),
+    ) -> str:
+        """Make an array; without ``--assume-clean`` it is resynced."""
         number = self._count = self._count + 1
         node = f"/dev/md{100 + number}"
         sh(
-            "mdadm", "--create", "--run", "--quiet", node, "--level=1", "--metadata=1.0",
-            "--assume-clean", "--force", f"--raid-devices={len(members)}", *members,
+            "mdadm", "--create", "--run", "--quiet", node, f"--level={level}",
+            f"--metadata={metadata}", "--force", f"--raid-devices={len(members)}",
+            *([f"--spare-devices={len(spares)}"] if spares else []), *options, *members, *spares,
         )  # fmt: skip
         self.later(patiently, "mdadm", "--stop", "--quiet", node)
         return node

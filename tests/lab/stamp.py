@@ -124,7 +124,8 @@ class Log:
     def submit(self, offset: int, blocks: int, now: int) -> int:
         """Note a write before it is submitted; give its sequence number."""
         where = _LOG_START + self.count * _RECORD.size
-        _RECORD.pack_into(self._map, where, offset, blocks, 1, now, 0)
+        _RECORD.pack_into(self._map, where, offset, blocks, 0, now, 0)
+        struct.pack_into("<I", self._map, where + 12, 1)  # last: others read it meanwhile
         self.count += 1
         return self.count
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -60,46 +60,50 @@ def assert_stamps(image: Path, log: Path, seed: int, t0: int, t1: int) -> None:
     assert verdict.writes > 0
 
 
+def rounds(is_enough: Callable[[], object]) -> Iterator[int]:
+    """Give ROUNDS numbers, and more until it is enough: a quick copy may be missed by the load."""
+    for number in range(10 * ROUNDS):
+        if number >= ROUNDS and is_enough():
+            return
+        yield number
+
+
 SEGMENTS = {4: 256 * KIB, 16: MIB, 64: 2 * MIB, 256: 16 * MIB}
 
 
-@pytest.mark.parametrize(
-    "chunk", [pytest.param(4, marks=proof), 16, pytest.param(64, marks=proof), 256]
-)
+@pytest.mark.parametrize("chunk", [pytest.param(4, marks=proof), 64])
 def test_begin_time_under_stamps_is_one_instant(stage: Stage, chunk: int) -> None:
     rig = Rig(stage, origin(stage), stage.disk(COW))
     log = Path(stage.folder) / "log"
     stamp.fill(rig.origin, seed=chunk, processes=2)
-    from_cow = 0
+    from_cow: list[int] = []
     with harness.stamping(rig.origin, log, seed=chunk):
-        for number in range(ROUNDS):
+        for number in rounds(lambda: any(from_cow)):
             done = rig.round(chunk=chunk * KIB, segment=SEGMENTS[chunk], dead_man=number == 0)
             assert done.wrong == []
             assert_stamps(done.image, log, chunk, done.point.t0, done.point.t1)
-            from_cow += done.counts.bytes_cow
+            from_cow.append(done.counts.bytes_cow)
             TALLY.add((done.point.t1 - done.point.t0) / 1e9)
-    assert from_cow, "the load never reached the copy: nothing was proved"
+    assert any(from_cow), "the load never reached the copy: nothing was proved"
 
 
-@pytest.mark.parametrize(
-    "chunk", [4, pytest.param(16, marks=proof), 64, pytest.param(256, marks=proof)]
-)
+@pytest.mark.parametrize("chunk", [4, 64])
 def test_begin_time_under_fio_is_the_kernels_image(stage: Stage, chunk: int) -> None:
     rig = Rig(stage, origin(stage), stage.disk(COW))
     harness.write_device(rig.origin, harness.pattern(LENGTH))
-    from_cow = 0
+    from_cow: list[int] = []
     with harness.fio(rig.origin, rig.origin):
-        for number in range(ROUNDS):
+        for number in rounds(lambda: any(from_cow)):
             done = rig.round(chunk=chunk * KIB, segment=SEGMENTS[chunk], dead_man=number == 0)
             assert done.wrong == []
-            from_cow += done.counts.bytes_cow
+            from_cow.append(done.counts.bytes_cow)
             TALLY.add((done.point.t1 - done.point.t0) / 1e9)
-    assert from_cow, "the load never reached the copy: nothing was proved"
+    assert any(from_cow), "the load never reached the copy: nothing was proved"
 
 
 @pytest.mark.parametrize(
     ("load", "chunk"),
-    [("stamp", 4), pytest.param("stamp", 64, marks=proof), ("fio", 16), ("fio", 256)],
+    [("stamp", 4), ("fio", 256)],
 )
 def test_begin_time_under_a_mounted_file_system_is_one_instant(
     stage: Stage, load: str, chunk: int
@@ -173,7 +177,7 @@ def test_begin_time_of_whole_jobs_is_one_instant(stage: Stage) -> None:
     ("begin", "chunk"),
     [
         # The origin's writes are not split at the chunk size: one exception for many chunks.
-        pytest.param(functools.partial(harness.begin_broken, early=False, gap=0.0), 4, marks=proof),
+        (functools.partial(harness.begin_broken, early=False, gap=0.0), 4),
         (functools.partial(harness.begin_broken, early=False, gap=0.0), 16),
         # Writes between the swap and the snapshot's resume are not saved.
         (functools.partial(harness.begin_broken, early=True, gap=0.1), 4),

@@ -58,6 +58,8 @@ SEGMENT = to_sectors(Bytes(PIECE))
 LONG, LONGEST = (6000, 16000) if SLOW else (1500, 4000)
 LIMIT = LONGEST / 1000  # seconds; the longest that anything may be held
 QUICK = LONG / 5000  # seconds; for what is not held
+# dm-delay counts jiffies (drivers/md/dm-delay.c:delay_bio): the first of them may be almost over
+JIFFY = 0.011  # seconds; a little more than one with 100 Hz
 JOB = "brk"
 
 
@@ -237,13 +239,12 @@ def test_write_waits_its_time_and_is_saved_while_reads_and_flushes_pass(rig: Rig
         assert flush_seconds(rig.origin) < QUICK
         assert took == {}
         assert rig.exceptions() == 0
-    assert LONG / 1000 <= took[5 * PIECE] < LONG / 1000 + SLACK
+    assert LONG / 1000 - JIFFY <= took[5 * PIECE] < LONG / 1000 + SLACK
     assert rig.exceptions() == 1
     assert read_device(rig.origin)[5 * PIECE :][:4096] == bytes(4096)
     rig.assert_image()
 
 
-@proof
 def test_held_writes_are_counted_where_they_are_and_nowhere_else(rig: Rig) -> None:
     rig.brake.on(LONG)
     assert rig.brake.held() == brake_module.NOTHING_HELD
@@ -254,9 +255,9 @@ def test_held_writes_are_counted_where_they_are_and_nowhere_else(rig: Rig) -> No
 
 def test_gentle_brake_only_slows(rig: Rig) -> None:
     rig.brake.on(50)
-    assert 0.05 <= timed_write(rig.origin, 0) < 0.05 + SLACK
+    assert 0.05 - JIFFY <= timed_write(rig.origin, 0) < 0.05 + SLACK
     rig.brake.on(400)
-    assert 0.4 <= timed_write(rig.origin, PIECE) < 0.4 + SLACK
+    assert 0.4 - JIFFY <= timed_write(rig.origin, PIECE) < 0.4 + SLACK
     assert rig.exceptions() == 2
     with pytest.raises(ValueError, match="hold limit"):
         rig.brake.on(round(LIMIT * 1000) + 1)
@@ -265,7 +266,6 @@ def test_gentle_brake_only_slows(rig: Rig) -> None:
 # retiring
 
 
-@proof
 def test_retired_range_is_written_at_full_speed_and_costs_nothing(rig: Rig) -> None:
     rig.brake.on(LONG, [pieces(0, 4), pieces(8)])
     for offset in (0, 4 * PIECE - 4096, 8 * PIECE):
@@ -293,7 +293,6 @@ def test_fullest_table_keeps_flushes_quick(rig: Rig) -> None:
     rig.assert_image(*retired)
 
 
-@proof
 def test_held_writes_go_when_all_their_ranges_are_retired(rig: Rig) -> None:
     rig.brake.on(LONG)
     with rig.writing(2 * PIECE, 9 * PIECE) as took:
@@ -305,7 +304,6 @@ def test_held_writes_go_when_all_their_ranges_are_retired(rig: Rig) -> None:
     assert timed_write(rig.origin, 2 * PIECE) < QUICK
 
 
-@proof
 def test_write_that_would_cost_is_not_released_for_others_but_for_room(rig: Rig) -> None:
     rig.brake.on(LONG)
     with rig.writing(2 * PIECE, 9 * PIECE) as took:
@@ -324,7 +322,6 @@ def test_write_that_would_cost_is_not_released_for_others_but_for_room(rig: Rig)
     rig.assert_image(pieces(2))
 
 
-@proof
 def test_snapshot_stays_right_for_what_is_not_retired_under_load(rig: Rig) -> None:
     with (
         patch.object(hold_module, "DeadMan", DeadMan),  # each swap as it is in earnest
@@ -334,6 +331,7 @@ def test_snapshot_stays_right_for_what_is_not_retired_under_load(rig: Rig) -> No
         rig.brake.on(30)
         rig.assert_image()
         rig.brake.on(300)
+        time.sleep(0.5)  # some are held for all of it
         rig.assert_image()
         for done in range(4, PIECES, 4):
             rig.brake.advance([pieces(0, done)], room=Sectors(SEGMENT * 2))
@@ -343,7 +341,7 @@ def test_snapshot_stays_right_for_what_is_not_retired_under_load(rig: Rig) -> No
     assert max(hold.held for _, hold in rig.brake.holds) < LIMIT
     writes = [write for file in log.iterdir() for write in read_log(file)[1] if write.acknowledged]
     slowest = max(write.acknowledged - write.submitted for write in writes) / 1e9
-    assert 0.3 <= slowest < 0.3 + SLACK
+    assert 0.3 - JIFFY <= slowest < 0.3 + SLACK
 
 
 # released early
@@ -354,7 +352,6 @@ def wait_out(path: str) -> None:
     sh("dmsetup", "resume", "--noudevsync", path)
 
 
-@proof
 @pytest.mark.parametrize("role", [Role.BRAKE, None])
 def test_write_that_a_stranger_releases_is_saved(rig: Rig, role: Role | None) -> None:
     rig.brake.on(LONG)
@@ -365,7 +362,7 @@ def test_write_that_a_stranger_releases_is_saved(rig: Rig, role: Role | None) ->
     assert took[3 * PIECE] < LONG / 1000 + SLACK
     assert rig.exceptions() == 1
     rig.assert_image()
-    assert timed_write(rig.origin, 4 * PIECE) >= LONG / 1000, "the brake is on as before"
+    assert timed_write(rig.origin, 4 * PIECE) >= LONG / 1000 - JIFFY, "the brake is on as before"
 
 
 def test_delay_over_the_bare_source_broken_loses_what_is_released(rig: Rig) -> None:
@@ -392,7 +389,6 @@ def test_delay_over_the_bare_source_broken_loses_what_is_released(rig: Rig) -> N
 # who watches
 
 
-@proof
 def test_worker_knows_our_tables_from_a_strangers_on_every_layer(rig: Rig) -> None:
     control = DmIoctl()
     validator = SnapshotValidator(

@@ -182,8 +182,8 @@ def wrong_segments(origin: Origin, begin: Begun, size: int, read: Reads) -> tupl
     return wrong, overlaid
 
 
-# Each chunk and each segment size under both kernels; QEMU is too slow for every pair.
-PAIRS = [(4, 256), (16, 1024), (64, 4096), (256, 16384)]
+# The smallest under both kernels; QEMU is too slow for every pair.
+PAIRS = [(4, 256)]
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ PAIRS = [(4, 256), (16, 1024), (64, 4096), (256, 16384)]
             marks=[pytest.mark.proof] if (chunk, segment) in PAIRS else [],
             id=f"{chunk}k-{segment}k",
         )
-        for chunk in (4, 16, 64, 256)
-        for segment in (256, 1024, 4096, 16384)
+        for at, chunk in enumerate((4, 16, 64, 256))
+        for segment in (256, 1024, 4096, 16384)[at % 2 :: 2]
     ],
 )
 def test_copy_under_load_is_the_image_of_begin_time(
@@ -249,9 +249,15 @@ class WritingSource:
         self._source.read(second, into[first.size :])
 
 
-@pytest.mark.proof
-@pytest.mark.parametrize("chunk", [4 * KIB, 64 * KIB])
-@pytest.mark.parametrize("order", [SegmentReader, TableBeforeData])
+@pytest.mark.parametrize(
+    ("order", "chunk"),
+    [
+        (SegmentReader, 4 * KIB),
+        (SegmentReader, 64 * KIB),
+        (TableBeforeData, 4 * KIB),
+        (TableBeforeData, 64 * KIB),
+    ],
+)
 def test_chunk_written_during_read_is_taken_from_cow(
     disks: list[str], chunk: int, order: type[SegmentReader]
 ) -> None:
@@ -291,7 +297,6 @@ def test_table_before_data_broken_gives_wrong_segments(disks: list[str], shm: Pa
     assert rounds_until_wrong(disks, shm, reader=TableBeforeData) > 0
 
 
-@pytest.mark.proof
 def test_buffered_cow_broken_gives_wrong_segments(disks: list[str], shm: Path) -> None:
     assert rounds_until_wrong(disks, shm, direct_cow=False) > 0
 
@@ -327,7 +332,6 @@ def read_while_it_overflows(
     return good, wrong, refused
 
 
-@pytest.mark.proof
 def test_overflow_under_load_never_gives_a_wrong_segment(disks: list[str], shm: Path) -> None:
     seen = [read_while_it_overflows(disks, shm, number) for number in range(4)]
     assert sum(wrong for _, wrong, _ in seen) == 0
@@ -335,7 +339,6 @@ def test_overflow_under_load_never_gives_a_wrong_segment(disks: list[str], shm: 
     assert any(good for good, _, _ in seen), "it was lost before the first segment"
 
 
-@pytest.mark.proof
 def test_status_never_asked_broken_gives_wrong_segments(disks: list[str], shm: Path) -> None:
     for number in range(ROUNDS):
         _, wrong, _ = read_while_it_overflows(disks, shm, number, validator=StatusNeverAsked)
@@ -344,7 +347,6 @@ def test_status_never_asked_broken_gives_wrong_segments(disks: list[str], shm: P
     pytest.fail(f"not caught in {ROUNDS} rounds")
 
 
-@pytest.mark.proof
 @pytest.mark.parametrize("validator", [SnapshotValidator, TableNeverAsked])
 def test_origin_table_replaced_is_noticed_by_the_next_segment(
     disks: list[str], shm: Path, validator: type[SnapshotValidator]

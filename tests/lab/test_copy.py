@@ -49,7 +49,7 @@ def origin(stage: Stage, length: int = MIBS * MIB) -> str:
         ("4k", "256k", "fio", "--gate segment"),
         ("16k", "1m", "fio", "--order hot --batch 1m"),
         ("16k", "1m", "stamp", "--gate segment --order cow"),
-        pytest.param("16k", "16m", "stamp", "", marks=proof),
+        ("16k", "16m", "stamp", ""),
         ("64k", "4m", "stamp", "--no-retire"),
         ("64k", "256k", "fio", "--order cow --batch 1m"),
         ("256k", "16m", "fio", ""),

@@ -20,7 +20,7 @@ from dmcopy.kernel.command import Commander, Completed
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.units import MIB, Sectors, to_bytes
 from tests.contract.destination_promises import PROMISES, SEGMENT, Place, buffer, pattern
-from tests.lab.stage import Stage, sh
+from tests.lab.stage import Stage, patiently, sh
 
 pytestmark = pytest.mark.lab
 
@@ -218,7 +218,7 @@ def test_member_of_md_is_refused_while_it_runs_and_afterwards(
     with pytest.raises(Refused, match="is part of /dev/md"):
         BlockDestination.parse(one).check(LENGTH, around)
     refused(BlockDestination.parse(two), around, "is part of|claimed")
-    sh("mdadm", "--stop", "--quiet", md)
+    patiently("mdadm", "--stop", "--quiet", md)
     sh("udevadm", "settle")
     with pytest.raises(Refused, match="carries linux_raid_member"):
         BlockDestination.parse(one).check(LENGTH, around)

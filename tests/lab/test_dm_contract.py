@@ -449,8 +449,8 @@ def test_wait_wakes_when_the_snapshot_overflows(dm: Dm, disk: str, small_disk: s
         os.close(fd)
 
     timer = threading.Timer(0.5, overflow)
-    timer.start()
     started = time.monotonic()
+    timer.start()
     assert dm.wait(name("snap"), before.event_nr, timeout=30) == before.event_nr + 1
     assert 0.3 < time.monotonic() - started < 30
     timer.join()
@@ -504,9 +504,7 @@ def test_probe_grows_with_the_table(ioctl: DmIoctl, disk: str) -> None:
     ioctl.remove(name("a"))
 
 
-def test_probe_costs_some_tens_of_microseconds(
-    ioctl: DmIoctl, disk: str, small_disk: str, record_property: pytest.FixtureRequest
-) -> None:
+def test_probe_costs_some_tens_of_microseconds(ioctl: DmIoctl, disk: str, small_disk: str) -> None:
     ioctl.create(name("a"), uuid("a"), Table.parse(f"0 2048 snapshot {disk} {small_disk} P 8"))
     probe = ioctl.probe(uuid=uuid("a"))
     best = {}

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from dmcopy.jobs.standing import SplicedNow
 from tests.lab.scene import (
     Ran,
     Running,
@@ -181,6 +182,27 @@ def test_destination_that_fails_writes(at: Scene, origin: str) -> None:
     bad = mapper(at, f"0 {half} linear {at.stage.disk(MIB)} 0\n{half} {half} error")
     with at.load(origin):
         ran = at.run("copy", origin, bad, *JOB)
+        said = failed(ran, 1, "destination")
+        assert said.startswith(f"dmcopy: cannot write {bad} at byte {half << 9}: Input/output")
+        at.assert_clean(origin, table)
+
+
+def test_sigterm_while_a_failure_is_undone_changes_nothing_of_it(
+    at: Scene, origin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is undone to its end, and the job is none that could be gone on with."""
+    table = sh("dmsetup", "table", origin)
+    half = MIB << 10
+    bad = mapper(at, f"0 {half} linear {at.stage.disk(MIB)} 0\n{half} {half} error")
+    real = SplicedNow.end
+
+    def end(self: SplicedNow) -> float | None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self)
+
+    monkeypatch.setattr(SplicedNow, "end", end)
+    with at.load(origin):
+        ran = at.fork("copy", origin, bad, *JOB)
         said = failed(ran, 1, "destination")
         assert said.startswith(f"dmcopy: cannot write {bad} at byte {half << 9}: Input/output")
         at.assert_clean(origin, table)

@@ -94,7 +94,7 @@ class Job:
         )  # fmt: skip
 
     @contextmanager
-    def begun(self) -> Iterator[grow.Grower]:
+    def begun(self) -> Iterator[grow.Growing]:
         self.spliced.plan.run(lambda what: None)
         try:
             yield self.grower(self.plan)
@@ -102,7 +102,7 @@ class Job:
             self.spliced.plan.undo()
         assert table_text(self.origin) == self.table
 
-    def grower(self, plan: CowPlan) -> grow.Grower:
+    def grower(self, plan: CowPlan) -> grow.Growing:
         return grow.grower(
             plan, job=JOB, dm=self.dm, sysfs=self.host.sysfs, lvm=self.lvm, chunk=self.chunk,
             hold_limit=10.0,
@@ -117,7 +117,7 @@ class Job:
         used, total = self.status.split()[0].split("/")
         return to_bytes(Sectors(int(used))), to_bytes(Sectors(int(total)))
 
-    def grow_until(self, grower: grow.Grower, enough: int, meanwhile: Callable[[], None]) -> None:
+    def grow_until(self, grower: grow.Growing, enough: int, meanwhile: Callable[[], None]) -> None:
         """Grow whenever little is free, until *enough* bytes are used."""
         end = time.monotonic() + SLOW_SECONDS
         while True:
@@ -156,7 +156,7 @@ def grown_under_load(
     pause: float = 0.005,
     times: int = 3,
     meanwhile: Callable[[], None] = lambda: None,
-) -> Iterator[grow.Grower]:
+) -> Iterator[grow.Growing]:
     """Grow to *times* the first size, under a load that sees no error."""
     with job.begun() as grower, ExitStack() as stack:
         fd = cow_fd(job)  # as the worker's, which is opened before the first growth
@@ -291,7 +291,7 @@ def test_full_file_system_of_the_host_is_told_and_the_old_size_works(place: Scen
 POINTS: Final = ("allocated", "loaded", "swapped")
 
 
-def die_at(point: str, grower: grow.Grower, job: Job) -> None:
+def die_at(point: str, grower: grow.Growing, job: Job) -> None:
     """Have this process killed at a point of the next growth."""
 
     def die(*_: object, **__: object) -> None:

@@ -51,6 +51,7 @@ def test_store_is_durable_when_the_job_has_begun() -> None:
 
 def durable_header(log: str) -> Header:
     """Give the header as it is without what no flush made durable."""
+    sh("blockdev", "--flushbufs", log)  # udev may have read it before it was written to
     entries, image = os.open(log, os.O_RDONLY), os.memfd_create("image")
     try:
         replay = Replay(entries, image)

@@ -25,8 +25,9 @@ from tests.lab.torture import TALLY, Session, Torture
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
 MIB: Final = 1 << 20
-KILLS: Final = int(os.environ.get("DMCOPY_KILLS", "50"))
-SEED: Final = int(os.environ.get("DMCOPY_KILLS_SEED", "0")) or time.time_ns() % 1_000_000
+KILLS: Final = int(os.environ.get("DMCOPY_KILLS", "20"))
+# what is drawn can be had again; `lab.soak` draws anew
+SEED: Final = int(os.environ.get("DMCOPY_KILLS_SEED", "1"))
 
 
 @pytest.fixture
@@ -113,19 +114,18 @@ while time.monotonic() < end:
         time.sleep(0.05)
 """
 HOG: Final = """
-import time
 held = []
 for _ in range(1000):
-    held.append(bytearray(1 << 20))
-    time.sleep(0.001)
+    held.append(b"x" * (1 << 20))
 """
 
 
 class Siege:
     """Copies that share a group with a program that takes everything there is."""
 
-    def __init__(self, at: Scene, group: Group, program: str) -> None:
+    def __init__(self, at: Scene, group: Group, program: str, seconds: float) -> None:
         self.group = group
+        self._seconds = seconds  # the program runs at most so long
         self.torture = Torture(at, SEED, TALLY)
         self._program = program
         self._when = ""
@@ -141,7 +141,7 @@ class Siege:
         chance = self.torture.chance
         self.torture.wait(session, self._when)
         with self.group.other(self._program):
-            end = time.monotonic() + chance.uniform(1, 2.5)
+            end = time.monotonic() + chance.uniform(0.4, 1) * self._seconds
             killed = self.group.count("memory.events", "oom_kill")
             while time.monotonic() < end and session.poll() is None:
                 if self.group.count("memory.events", "oom_kill") > killed + chance.randrange(2):
@@ -152,7 +152,7 @@ class Siege:
 
 def test_fork_bomb_around_begin_time(at: Scene) -> None:
     print(f"DMCOPY_KILLS_SEED={SEED}")
-    siege = Siege(at, Group(at, pids_max="40"), BOMB)
+    siege = Siege(at, Group(at, pids_max="40"), BOMB, 2.5)
     with siege.torture.load():
         ends = [siege.copy(when) for when in ("at once", "hold", "copying")]
     print(ends, TALLY)
@@ -163,15 +163,19 @@ def test_fork_bomb_around_begin_time(at: Scene) -> None:
 def test_out_of_memory_around_begin_time(at: Scene) -> None:
     """The kernel kills control, worker, both or the hog, whichever is the largest or named."""
     print(f"DMCOPY_KILLS_SEED={SEED}")
-    siege = Siege(at, Group(at, memory_max=str(128 * MIB)), HOG)
+    siege = Siege(at, Group(at, memory_max=str(128 * MIB)), HOG, 10.0)
     with siege.torture.load():
         ends = [
             siege.copy(when, oom=oom)
             for when, oom in (("hold", 1000), ("copying", 1000), ("any", 500))
         ]
-    print(ends, siege.died, TALLY)
+        while "right" not in ends and len(ends) < 6:  # each of them may be lost
+            ends.append(siege.copy("copying", oom=1000))
+        afterwards = siege.torture.copy(lambda _: None, lambda: None)
+    print(ends, afterwards, siege.died, TALLY)
     assert siege.died > 0, "only the hog was killed"
     assert "right" in ends
+    assert afterwards == "right"
 
 
 # the state directory
@@ -202,7 +206,7 @@ class Watched:
         self.origin = at.origin(4)
         harness.write_device(self.origin, harness.pattern(4 * MIB))
         self.table = sh("dmsetup", "table", self.origin)
-        self.destination = at.slow(at.stage.disk(4), write_ms=60)
+        self.destination = at.slow(at.stage.disk(4), write_ms=200)
         self.argv: tuple[str, ...] = (
             "copy",
             self.origin,
@@ -215,9 +219,13 @@ class Watched:
         self.witness = b""
 
     def begin(self) -> Running:
-        running = self.at.start(*self.argv)
+        """Give it when its image was read, before anything passes the snapshot by."""
+        running = self.at.start(*self.argv, "--hold-start")
         begun = running.wait_for("begun")
         self.witness = harness.read_device(begun["snapshot"])
+        running.wait_for("paused")
+        assert self.at.fork("resume", "job").status == 0
+        running.wait_for("resumed")
         return running
 
     def assert_right(self, ran: Ran) -> None:
@@ -255,13 +263,16 @@ def test_state_directory_that_fills_up_does_not_end_the_copy(at: Scene) -> None:
     with at.load(job.origin):
         running = job.begin()
         filler = fill(at)
+        running.wait_for("progress")
+        fill(at)  # a retire under way may just have made the journal's WAL smaller
         ran = running.ended()
         status = at.fork("status")
         assert status.status == 0, status
         job.assert_right(ran)
         print(warnings(ran))
-        said = warnings(ran)[0]
-        assert "the copy goes on, but could not be resumed from here" in said
+        # where the first that cannot be recorded is that something is to be retired, it is not
+        said = [text for text in warnings(ran) if "could not be retired" not in text]
+        assert "the copy goes on, but could not be resumed from here" in said[0]
         full = at.fork("rescue")
         assert "Traceback" not in full.stderr, full
         filler.unlink()
@@ -304,8 +315,10 @@ def test_state_directory_that_becomes_read_only(at: Scene, cow: str) -> None:
         assert timed_write(job.origin) < 1 + SLACK
         if cow == "device":
             job.assert_right(ran)
-            (said,) = warnings(ran)
-            assert "could not be resumed from here" in said
+            # where the first that cannot be recorded is that something is to be retired, it is not
+            said = [text for text in warnings(ran) if "could not be retired" not in text]
+            assert len(said) == 1, warnings(ran)
+            assert "could not be resumed from here" in said[0]
         else:
             assert ran.status in (4, 6), ran
             assert sh("dmsetup", "table", job.origin) == job.table
@@ -336,7 +349,7 @@ def jumping() -> Iterator[Callable[[float], None]]:
 
 @pytest.mark.parametrize("days", [1, -1])
 def test_clock_that_jumps(at: Scene, days: int) -> None:
-    job = Watched(at, "--verify", "--rate", "3m")
+    job = Watched(at, "--verify", "--rate", "1m")
     with at.load(job.origin), jumping() as jump:
         running = at.start(*job.argv)
         running.wait_for("planned")

@@ -31,6 +31,7 @@ from typing import Any, Final
 
 from dmcopy.cli.common import Context, load_targets
 from dmcopy.jobs.host import Host
+from dmcopy.jobs.lock import wait_free
 from dmcopy.jobs.overview import JobView, overview
 from dmcopy.jobs.spec import Places
 from tests.lab import harness, stamp
@@ -41,6 +42,7 @@ MIB: Final = 4  # of the origin: many copies, not large ones
 HOLD_LIMIT: Final = 2.0  # seconds
 _SLOW_MS: Final = 40  # a write to the destination takes at least so long
 _SESSION_SECONDS: Final = 60.0
+_WORKER: Final = "dmcopy.jobs.worker"
 _BEFORE: Final = "it was interrupted before its begin time was fixed"
 
 
@@ -275,6 +277,10 @@ class Torture:
             status = session.ended()
             self.writes_go_on(f"after {session}")
             self.story.append(f"{session}")
+            # who is killed says nothing, and who outlives him does not complain
+            assert disturb != self.torment or "Traceback" not in session.stderr, self.tell()
+            # a helper that control was forking when it was killed has its lock until the exec
+            assert wait_free(self._host.places.locks, self._job, HOLD_LIMIT, 0.01), self.tell()
             view = self._view()
             if status == 0 or (view is not None and view.state == "ended"):  # killed after its end
                 self._check_image(view)
@@ -312,7 +318,9 @@ class Torture:
     def torment(self, session: Session) -> None:
         """Wait for a random instant, and kill some of its processes."""
         when = self.wait(session, self.chance.choice(["any", "hold", "hold", "copying", "copying"]))
-        if when == "copying" and self.chance.random() < 0.15 and self._paused_and_resumed(session):
+        paused = when == "copying" and self.chance.random() < 0.15 and self._paused()
+        if paused and self.chance.random() >= 0.5:
+            self._resume(session)
             return
         if session.poll() is not None:
             return
@@ -330,20 +338,24 @@ class Torture:
         done = [event["event"] for event in session.events]
         self.story.append(f"killed ({when}) {', '.join(said)} after {done[-1:]}")
         self.writes_go_on("after the kill")
+        if paused and "control" not in said and _WORKER not in said:
+            # only a helper of a hold that was over: it is paused still, as it should be
+            self._resume(session)
 
-    def _paused_and_resumed(self, session: Session) -> bool:
-        """Pause; then False now and then, for it to be killed while it is paused."""
+    def _paused(self) -> bool:
+        """Pause; False when it was too late."""
         ran = self.here.fork("pause", self._job)
         if ran.status:  # it was too late
             assert ran.said.startswith("dmcopy: "), f"{ran} {self.tell()}"
             return False
         self.story.append("paused")
         self.writes_go_on("while it is paused")
-        if self.chance.random() < 0.5:
-            return False
+        return True
+
+    def _resume(self, session: Session) -> None:
+        """Let a paused copy go on that lives."""
         ran = self.here.fork("resume", self._job)
         assert ran.stdout == f"{self._job} goes on\n", f"{ran} {session} {self.tell()}"
-        return True
 
     def wait(self, session: Session, when: str) -> str:
         """Wait for a random instant: near a *hold*, while it is *copying*, *at once*, or *any*."""

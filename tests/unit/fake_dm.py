@@ -121,6 +121,15 @@ class FakeDm:
             device.live, device.inactive = device.inactive, None
         device.suspended = False
 
+    def prepare_suspend(
+        self, name: str, *, lockfs: bool = True, flush: bool = True
+    ) -> Callable[[], object]:
+        del lockfs, flush
+        return lambda: self.suspend(name)
+
+    def prepare_clear(self, name: str) -> Callable[[], object]:
+        return lambda: self.clear(name)
+
     def prepare_resume(
         self, name: str, *, lockfs: bool = True, flush: bool = True
     ) -> Callable[[], object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -232,3 +233,32 @@ def test_order_that_there_is_not_is_told_in_the_users_words(
 ) -> None:
     assert main(words, context) == 2
     assert "(choose from 'sequential', 'hot', 'cow')" in capsys.readouterr().err
+
+
+def test_setup_says_what_it_would_do_and_does_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("dmcopy.jobs.installation.program", lambda: Path("/opt/dmcopy/bin/dmcopy"))
+    places = Places(tmp_path / "state", tmp_path / "run", tmp_path / "etc", tmp_path / "rules")
+    context = Context(dm=FakeDm(), places=places)
+    assert main(["setup", "--dry-run", "--json"], context) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    rule = {"event": "setup", "action": "install", "what": f"{tmp_path}/rules/57-dmcopy.rules"}
+    assert {**rule, "done": False} in said
+    assert main(["setup", "--undo"], context) == 0
+    assert capsys.readouterr().out == "nothing was set up\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_of_a_live_job_does_not_promise_to_verify(
+    context: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = context.places
+    assert places is not None
+    with Journal(places.journal) as journal:
+        journal.define("a", {"source": "/dev/mapper/data", "destination": "block:/dev/x"})
+    with JobLock(places.locks, "a"):
+        assert main(["resume", "a", "--verify"], context) == 3
+    said = capsys.readouterr().err
+    assert f"process {os.getpid()} has job a, and was not asked to verify; kill -INT" in said

@@ -15,12 +15,18 @@ EVENTS: list[events.Event] = [
     ),
     events.Begun(job="j", source="/s", begin_time="t", hold_seconds=(0.1,), snapshot=None),
     events.Hold(job="j", device="/s", reason="begin", seconds=0.1),
+    events.Hook(job="j", hook="h", side="before", status="done", seconds=0.1),
     events.Grown(job="j", cow_used_bytes=1, cow_total_bytes=2, cow_most_bytes=3, seconds=0.1),
     events.Braked(job="j", milliseconds=50),
     events.Paused(job="j", bytes_done=1),
     events.Resumed(job="j", begin_time="t", bytes_done=1),
     events.Warned(job="j", message="m"),
     events.Verified(job="j", digest="d", bytes_total=1, seconds=0.1),
+    events.Begun(
+        job="g.1", group="g", source="/s", begin_time="t", hold_seconds=(0.1,), snapshot=None,
+        window_seconds=0.2, holds={"/s": 0.1},
+    ),
+    events.Twin(job="j", destination="image:/d", new=False, identity=("ext4 UUID=u",), by_hand="b"),
 ]  # fmt: skip
 
 

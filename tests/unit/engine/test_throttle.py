@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmcopy.engine.throttle import HostCap, Throttle
@@ -59,7 +59,6 @@ def test_no_limit_waits_for_nothing_and_looks_at_no_clock() -> None:
     assert clock.pauses == []
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(st.integers(64 * KIB, 4096 * MIB), st.floats(0, 0.05), st.integers(4 * KIB, 8 * MIB))
 def test_average_is_the_rate_whatever_the_pieces_and_however_late_the_pauses(
     rate: int, late: float, size: int

@@ -36,6 +36,7 @@ from tests.unit.engine.fakes import (
     FakeView,
     content,
 )
+from tests.unit.waiting import runs, until
 
 LENGTH = 16 * 4 + 2
 OPEN = {
@@ -385,8 +386,7 @@ def test_failure_is_told_with_kind_and_offset(
     where = shop.source if part == "source" else shop.session
     where.fails_at, where.error = Sectors(32), error
     control.send(OPEN, COPY)
-    control.until("ready")
-    assert control.receive() == {
+    assert control.until("failed") == {
         "is": "failed", "kind": kind, "message": str(error), "offset_bytes": 32 * 512,
     }  # fmt: skip
     assert control.end() == 1
@@ -497,6 +497,21 @@ def test_process_ends_when_its_stdin_closes(process: subprocess.Popen[bytes]) ->
     assert err == b""
 
 
+def test_process_that_may_start_no_thread_says_so() -> None:
+    program = (
+        "import threading, dmcopy.jobs.worker as worker\n"
+        'def start(self): raise RuntimeError("can\'t start new thread")\n'
+        "threading.Thread.start = start\n"
+        "worker.main()"
+    )
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+    message = json.loads(done.stdout)
+    assert (message["is"], message["kind"]) == ("failed", "failed")
+    assert message["message"] == "the worker could not begin: can't start new thread"
+
+
 def test_process_imports_no_library_it_does_not_need() -> None:
     program = "import sys, dmcopy.jobs.worker; print(*sys.modules)"
     done = subprocess.run(
@@ -535,10 +550,7 @@ def test_process_dies_with_the_one_that_started_it(tmp_path: Path) -> None:
             time.sleep(0.01)
         parent.kill()
         parent.wait()
-        deadline = time.monotonic() + 10
-        while _is_alive(pid):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: not runs(pid))
     finally:
         parent.kill()
         parent.communicate()
@@ -550,10 +562,3 @@ def _catches(pid: int, number: int) -> bool:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
     return bool(mask >> (number - 1) & 1)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -38,6 +38,7 @@ class FakeGrower:
         self._most = most
         self.asked: list[int] = []
         self.holds: list[float] = []
+        self.takes_time = False
         self.error: Exception | None = None
 
     @property
@@ -185,6 +186,20 @@ def test_failure_to_grow_is_said_once_and_tried_again_later() -> None:
     watched.grower.error = None
     watched.run(6, fill=0.1 * MIB)
     assert watched.dm.total > 64 * MIB
+
+
+def test_growth_that_takes_time_gives_way_to_the_brake_when_it_is_late() -> None:
+    """LVM takes a second to extend a snapshot, and cannot with the brake's devices over it."""
+    watched = Watched(most=128 * MIB, brake=True)
+    assert watched.grower is not None
+    watched.grower.takes_time = True
+    watched.run(20, fill=0)
+    watched.dm.used = 60 * MIB
+    watched.run(2, fill=20 * MIB)
+    assert watched.grower.asked == []
+    assert watched.brake.milliseconds == 2000
+    watched.run(10, fill=0)
+    assert watched.grower.asked == [], "not while the brake is on"
 
 
 def test_warned_early_that_it_will_be_full() -> None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Sequence
 
 import pytest
 
 from dmcopy.errors import CommandFailed, DmcopyError, ProgramMissing
-from dmcopy.kernel.command import Commander, Completed, launch_sh, search_path, start_process
+from dmcopy.kernel import command
+from dmcopy.kernel.command import (
+    Commander,
+    Completed,
+    always_running,
+    launch_sh,
+    launch_subprocess,
+    search_path,
+    start_process,
+)
+from tests.unit.waiting import runs, until
 
 
 class Launches:
@@ -90,6 +99,18 @@ def test_search_path_keeps_the_users_order_and_adds_sbin() -> None:
     assert len(path) == len(set(path))
 
 
+@pytest.mark.forks
+def test_killed_program_whose_pipes_stay_open_does_not_keep_the_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of one that cannot be killed, since its device hangs."""
+    monkeypatch.setattr(command, "_KILLED_SECONDS", 0.1)
+    escaped = "setsid sleep 3 & wait"
+    with pytest.raises(CommandFailed, match="sh timed out") as caught:
+        Commander(launch_subprocess).run("sh", "-c", escaped, timeout=0.5)
+    assert caught.value.status is None
+
+
 def test_helper_talks_over_pipes_and_ends_when_its_stdin_closes() -> None:
     code = (
         "import sys\nfor line in sys.stdin.buffer: print(line.decode().upper(), end='', flush=True)"
@@ -119,18 +140,7 @@ def test_helper_is_killed_with_what_it_started() -> None:
     process.kill()  # once more does nothing
     process.stdin.close()
     process.stdout.close()
-    end = time.monotonic() + 5
-    while _runs(child) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not _runs(child)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    until(lambda: not runs(child), 5.0)
 
 
 def test_missing_helper_says_so() -> None:
@@ -155,3 +165,8 @@ def test_program_that_cannot_be_started_is_named(
     monkeypatch.setattr("sh.Command.__call__", refuse)
     with pytest.raises(DmcopyError, match=f"cannot start true: {why}"):
         launch_sh(["true"], None, 5.0)
+
+
+def test_sh_of_debian_12_is_given_no_argument_that_it_does_not_know() -> None:
+    assert always_running({"bg": False, "return_cmd": False}) == {"_return_cmd": True}
+    assert always_running({"bg": False}) == {}, "1.14 would hand it to the program"

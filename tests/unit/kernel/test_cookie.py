@@ -54,8 +54,8 @@ def test_cookie_is_destroyed_after_an_error(tmp_path: Path) -> None:
 def test_wait_ends_when_udev_has_answered(tmp_path: Path) -> None:
     with Cookies(tmp_path, limit=20).cookie() as cookie:
         timer = threading.Timer(0.2, complete, (cookie.key,))
-        timer.start()
         started = time.monotonic()
+        timer.start()
         assert cookie.wait()
         assert 0.1 < time.monotonic() - started < 10
         timer.join()

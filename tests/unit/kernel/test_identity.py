@@ -52,3 +52,22 @@ def test_device_that_is_gone_is_not_found(tree: Tree) -> None:
     known = tree.sysfs().identity("8:16") | {"wwn": "naa.other"}
     assert difference(known, tree.sysfs().identity("8:16")) == "wwn"
     assert find(known, tree.sysfs()) is None
+
+
+def test_partitions_of_one_disk_are_told_apart_where_they_have_no_uuid(tree: Tree) -> None:
+    for number in (1, 2):
+        tree.partition("8:16", number, f"8:{16 + number}")
+    known = tree.sysfs().identity("8:18")
+    assert difference(known, tree.sysfs().identity("8:17")) == "partition"
+    assert find({**known, "devno": "8:17"}, tree.sysfs()) == "8:18"
+
+
+def test_partition_whose_uuid_the_kernel_does_not_tell_is_known_by_its_number(tree: Tree) -> None:
+    tree.disk("vda", "253:0")
+    tree.partition("253:0", 1, "253:1")
+    tree.partition("253:0", 2, "253:2")
+    known = tree.sysfs().identity("253:1") | {"partuuid": "from blkid"}
+    assert difference(known, tree.sysfs().identity("253:1")) is None
+    assert difference(known, tree.sysfs().identity("253:2")) is not None
+    disk = tree.sysfs().identity("253:0") | {"devno": "253:1"}
+    assert difference(known, disk) == "partuuid", "a disk is no partition"

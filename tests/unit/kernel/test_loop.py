@@ -7,6 +7,7 @@ import fcntl
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ def dev(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def attach(kernel: Kernel, dev: str, monkeypatch: pytest.MonkeyPatch, **how: bool) -> LoopDevice:
+def attach(kernel: Kernel, dev: str, monkeypatch: pytest.MonkeyPatch, **how: Any) -> LoopDevice:
     monkeypatch.setattr(fcntl, "ioctl", kernel.ioctl)
     return LoopDevice.attach(f"{dev}/file", dev=dev, **how)
 

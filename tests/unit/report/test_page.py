@@ -345,7 +345,7 @@ def test_latency_that_is_next_to_nothing_is_no_measure() -> None:
     assert "inf times" not in page(made_up.subject(history=history, ended=None, tone="busy"))
 
 
-@settings(max_examples=20, deadline=None, phases=[Phase.generate])  # shrinking takes minutes
+@settings(max_examples=20, phases=[Phase.generate])  # shrinking takes minutes
 @given(history=_histories())
 def test_any_history_gives_a_well_formed_page(history: History) -> None:
     text = page(made_up.subject(history=history, ended=None, tone="busy"))

@@ -193,3 +193,25 @@ def test_json_has_one_object_a_line_event_first() -> None:
         *("job", "state", "begin_time", "seconds", "bytes_total", "bytes_source", "bytes_cow"),
         *("bytes_zero", "exceptions", "cow_used_bytes", "hold_seconds", "digest", "verified"),
     } <= ended.keys()
+
+
+def test_group_is_shown_as_one_with_a_line_for_each_volume() -> None:
+    screen = Screen(terminal=False)
+    screen.report(replace(PROGRESS, job="g.1", group="g"))
+    screen.report(replace(ENDED, job="g.1", group="g"))
+    assert (screen.out.getvalue(), screen.err.getvalue()) == ("", "")
+    screen.report(events.Warned(job="g.1", group="g", message="slow"))
+    screen.report(replace(PROGRESS, job="g", first=None, cow_full=None, rate_bytes=0.0))
+    assert screen.err.getvalue().splitlines() == [
+        "g.1: warning: slow",
+        "copy 25%, 25.0 MiB, COW 25% of 4.0 MiB",
+    ]
+    members = [
+        {"job": f"g.{n}", "source": f"/dev/{n}", "destination": f"block:/dev/x{n}", "digest": "ab"}
+        for n in (1, 2)
+    ]
+    holds = {"/dev/1": 0.0004, "/dev/2": 0.0003}
+    screen.report(replace(ENDED, job="g", members=tuple(members), holds=holds))
+    said = [line.rstrip() for line in screen.out.getvalue().splitlines()]
+    assert "writes held  /dev/1 0.4 ms, /dev/2 0.3 ms" in said
+    assert "volume       g.2: /dev/2 -> block:/dev/x2, sha256 ab" in said

@@ -57,8 +57,8 @@ class Left:
 
     def adopt(self, retired: Sequence[Extent]) -> Adopted:
         return adopt(
-            self.dm, self.remains, name="data", original=ORIGINAL, chunk=Sectors(8),
-            retired=retired,
+            self.dm, self.remains, name="data", original=ORIGINAL,
+            length=ORIGINAL.length, chunk=Sectors(8), retired=retired,
         )  # fmt: skip
 
 

@@ -237,7 +237,7 @@ def test_volume_group_without_a_size_gives_at_most_half(
 
 def test_volume_group_with_too_little_room_is_told(tree: Tree, lvm: Lvm, fp: FakeProcess) -> None:
     report(fp, "vgs", "dmct-vg", "vgs-two-pvs")
-    with pytest.raises(Refused, match=r"logical volume of 200\.0 MiB .* 120\.0 MiB are free"):
+    with pytest.raises(Refused, match=r"COW device of 200\.0 MiB .* 120\.0 MiB are free"):
         _plan(CowSpec(vg="dmct-vg", size=Bytes(200 * MIB)), tree.base, lvm, sysfs=tree.sysfs())
 
 

@@ -52,7 +52,7 @@ class Host:
             lambda path: self.capacity.append((path, self.file.stat().st_size)),
         )
 
-    def grower(self, plan: CowPlan, table: str) -> grow.Grower:
+    def grower(self, plan: CowPlan, table: str) -> grow.Growing:
         self.dm.add(NAME, table, uuid=device_uuid("j", Role.COW))
         return grow.grower(
             plan,
@@ -64,7 +64,7 @@ class Host:
             hold_limit=1.0,
         )
 
-    def on_file(self, *, most: int = 8 * MIB) -> grow.Grower:
+    def on_file(self, *, most: int = 8 * MIB) -> grow.Growing:
         self.file.write_bytes(bytes(MIB))
         self.tree.disk("loop3", "7:3")
         plan = CowFileOnHost(
@@ -214,7 +214,7 @@ LV = CowLv(
 )  # fmt: skip
 
 
-def on_lv(host: Host, fp: FakeProcess, mib: int) -> tuple[grow.Grower, list[int]]:
+def on_lv(host: Host, fp: FakeProcess, mib: int) -> tuple[grow.Growing, list[int]]:
     """Have an LV of 4 MiB whose volume group ends at *mib*; gives the extents asked for too."""
     asked: list[int] = []
     host.tree.disk("dm-7", "254:7", size=to_sectors(Bytes(4 * MIB)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 
@@ -44,6 +45,16 @@ class Note(Step):
         if self._stuck:
             self._stuck -= 1
             raise OSError("is stuck")
+
+
+class Ready(Note):
+    """A step that has something to get ready."""
+
+    def get_ready(self) -> None:
+        self._notes.append(f"ready {self._name}")
+
+    def stand_down(self) -> None:
+        self._notes.append(f"down {self._name}")
 
 
 @pytest.fixture
@@ -168,3 +179,32 @@ def test_plan_is_shown_as_lines_that_can_be_pasted(notes: list[str]) -> None:
     plan = _plan(Note("a", notes), critical=[Note("b", notes)])
     assert plan.lines() == ("run a", "run b")
     assert notes == []
+
+
+@contextmanager
+def _around(notes: list[str], fail: str = "") -> Iterator[None]:
+    notes.append("enter")
+    if fail == "enter":
+        raise OSError("cannot enter")
+    yield
+    notes.append("leave")
+    if fail == "leave":
+        raise OSError("was lost")
+
+
+def test_critical_steps_get_ready_before_what_goes_around_them(notes: list[str]) -> None:
+    plan = _plan(Note("a", notes), critical=[Ready("b", notes)], finish=[Note("c", notes)])
+    plan.run(lambda _: None, lambda: _around(notes))
+    assert notes == ["do a", "ready b", "enter", "do b", "leave", "down b", "do c"]
+    plan.undo()
+    assert notes[-3:] == ["undo c", "undo b", "undo a"]
+
+
+@pytest.mark.parametrize(("fail", "done"), [("enter", []), ("leave", ["do b", "leave"])])
+def test_what_goes_around_the_critical_steps_can_undo_them(
+    notes: list[str], fail: str, done: list[str]
+) -> None:
+    plan = _plan(Note("a", notes), critical=[Ready("b", notes)])
+    with pytest.raises(OSError, match=r"cannot enter|was lost"):
+        plan.run(lambda _: None, lambda: _around(notes, fail))
+    assert notes == ["do a", "ready b", "enter", *done, "undo b", "undo a"]

@@ -118,6 +118,19 @@ def test_strangers_table_is_neither_covered_up_nor_left_loaded(
         retire.advance([extent(0, 512)])
 
 
+def test_table_that_a_stranger_has_loaded_is_left_to_him(dm: FakeDm, retire: Retire) -> None:
+    before, stranger = dm.table("data"), Table.parse(f"0 {LENGTH} linear 8:0 0")
+    dm.load("data", stranger)
+    dm.calls.clear()
+    with pytest.raises(DmcopyError, match="somebody else has loaded a table for data"):
+        retire.advance([extent(0, 256)])
+    assert dm.calls == []
+    assert dm.table("data", inactive=True) == stranger
+    dm.clear("data")  # he has thought better of it
+    assert dm.table("data") == before
+    assert retire.advance([extent(0, 256)]) is not None
+
+
 def test_swap_that_fails_leaves_all_as_it_was(
     dm: FakeDm, retire: Retire, told: list[LiveTables]
 ) -> None:
