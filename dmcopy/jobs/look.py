@@ -42,13 +42,17 @@ def look(view: JobView, host: Host, *, sleep: Callable[[float], None] = time.sle
         raise Refused(f"job {view.job} has no begin time, so there is no map")
     length = Sectors(record.facts["source"]["length_sectors"])
     spec = CopySpec.from_json(record.spec)
-    with Journal(host.places.journal, read_only=True) as journal:
-        copied = merge(row.extent for row in journal.done(view.job))
     dm = host.dm
     remains = find_remains(dm, host.sysfs).get(view.job) if dm is not None else None
-    if dm is None or remains is None or Role.SNAP not in remains.devices:
-        return ImageMap(job=view.job, length=length, chunk=None, copied=copied)
+    saved = None
     chunk = to_sectors(spec.chunk)
+    if remains is not None and remains.devices.keys() >= {Role.SNAP, Role.SOURCE, Role.COW}:
+        saved = _saved(host, remains.devices[Role.COW], chunk, length)
+    # after the kernel was asked: where nothing stands any more, all of it is on record
+    with Journal(host.places.journal, read_only=True) as journal:
+        copied = merge(row.extent for row in journal.done(view.job))
+    if dm is None or remains is None or saved is None:
+        return ImageMap(job=view.job, length=length, chunk=None, copied=copied)
     copying, gated, since = _from_the_job(view, host)
     waiting = [*_delayed(dm, remains, since), *_saving(host, remains, sleep)]
     return ImageMap(
@@ -57,7 +61,7 @@ def look(view: JobView, host: Host, *, sleep: Callable[[float], None] = time.sle
         chunk=chunk,
         copied=copied,
         retired=_retired(dm, remains),
-        saved=_saved(host, remains.devices[Role.COW], chunk, length),
+        saved=saved,
         copying=copying,
         gated=gated,
         waiting=waiting,
@@ -102,14 +106,23 @@ def _table(dm: Dm, name: str) -> Table:
         return Table()
 
 
-def _saved(host: Host, cow: DmInfo, chunk: Sectors, length: Sectors) -> list[Extent]:
-    """Give what the exception store says is saved, read past the page cache."""
-    with BlockDevice.open(host.sysfs.node(cow.devno)) as device:
-        view = CowView(
-            device.fd, device.path, chunk=chunk, source=length, block=device.logical_block
-        )
-        view.refresh()
-        return view.saved()
+def _saved(host: Host, cow: DmInfo, chunk: Sectors, length: Sectors) -> list[Extent] | None:
+    """Give what the exception store says is saved, read past the page cache.
+
+    None where the job ends right now, and the store has gone.
+    """
+    assert host.dm is not None
+    try:
+        with BlockDevice.open(host.sysfs.node(cow.devno)) as device:
+            view = CowView(
+                device.fd, device.path, chunk=chunk, source=length, block=device.logical_block
+            )
+            view.refresh()
+            return view.saved()
+    except (OSError, DmcopyError):
+        if host.dm.find(cow.uuid) is not None:
+            raise
+        return None
 
 
 def _delayed(dm: Dm, remains: Remains, since: float | None) -> list[Waiting]:

@@ -141,7 +141,7 @@ def plan_unwrap(name: str, host: Host) -> WrapPlan:
     return WrapPlan(
         name=name,
         changes=info is not None or known is not None,
-        under=f"/dev/{host.sysfs.kname(devno)}" if devno else None,
+        under=_path_of(devno, host),
         wrap=known,
     )
 
@@ -253,18 +253,27 @@ def views(host: Host) -> list[WrapView]:
         if device is not None and host.dm is not None:
             state = "up" if device.live else "half made"
             devno = under_wrap(host.dm, device)
+            if devno is not None and _path_of(devno, host) is None:
+                state = "missing"
         elif one is not None and (at := lasting.find(one.under, host.sysfs, host.run)):
             state, devno = "down", at[0]
         found.append(
             WrapView(
                 name=name,
                 state=state,
-                under=f"/dev/{host.sysfs.kname(devno)}" if devno else None,
+                under=_path_of(devno, host),
                 wrap=one,
                 jobs=tuple(jobs.get(name, ())),
             )
         )
     return found
+
+
+def _path_of(devno: str | None, host: Host) -> str | None:
+    """Name what is under a wrap; None where nothing is, or it was pulled out from under it."""
+    with suppress(FileNotFoundError):
+        return f"/dev/{host.sysfs.kname(devno)}" if devno else None
+    return None
 
 
 def remove_half_made(host: Host) -> list[str]:

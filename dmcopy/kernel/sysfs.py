@@ -381,7 +381,13 @@ def _text(path: Path) -> str:
 
 
 def _must_text(path: Path) -> str:
-    return path.read_text(errors="surrogateescape").strip()
+    try:
+        return path.read_text(errors="surrogateescape").strip()
+    except OSError as exc:
+        if exc.errno != errno.ENODEV:
+            raise
+        # it went between open and read (fs/kernfs/file.c:kernfs_fop_read_iter)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from exc
 
 
 def _first(*paths: Path) -> str:

@@ -7,6 +7,7 @@ device is *spliced*; everything else is refused with the reason and the way out.
 from __future__ import annotations
 
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from os import stat as os_stat
@@ -187,11 +188,15 @@ def _users(
     users = [f"mounted on {mount}" for mount in mounts]
     if sysfs.is_swap(devno):
         users.append("swap")
-    users += [f"held by {sysfs.kname(holder)}" for holder in sorted(sysfs.holders(devno))]
+    for holder in sorted(sysfs.holders(devno)):
+        with suppress(FileNotFoundError):  # it has let go meanwhile
+            users.append(f"held by {sysfs.kname(holder)}")
     for part in sorted(sysfs.partitions(devno)):
-        theirs = _users(part, sysfs, None, (), lasting=lasting)
-        users += [f"partition {sysfs.kname(part)} {user}" for user in theirs]
-        users += [f"partition mounted on {mount}" for mount in sysfs.mounts_of(part)]
+        with suppress(FileNotFoundError):
+            name = sysfs.kname(part)
+            theirs = _users(part, sysfs, None, (), lasting=lasting)
+            users += [f"partition {name} {user}" for user in theirs]
+            users += [f"partition mounted on {mount}" for mount in sysfs.mounts_of(part)]
     users += [f"open in {name} (pid {pid})" for pid, name in sysfs.openers(devno, lasting=lasting)]
     if info is not None and info.open_count and not users:
         users.append("open")

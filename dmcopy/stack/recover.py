@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from dmcopy.core.table import Table
 from dmcopy.core.targets.snapshot import SnapshotOrigin
-from dmcopy.errors import DmcopyError, DmFailed
+from dmcopy.errors import DmcopyError, DmFailed, DmMissing
 from dmcopy.kernel.dm import Dm, DmInfo
 from dmcopy.kernel.lvm import Lvm
 from dmcopy.kernel.sysfs import Sysfs
@@ -90,7 +90,10 @@ class Remains:
 
 
 def find_remains(dm: Dm, sysfs: Sysfs) -> dict[str, Remains]:
-    """Look for devices of ours; gives what was found by job."""
+    """Look for devices of ours; gives what was found by job.
+
+    A job may begin or end meanwhile; then some of its devices are found, or none.
+    """
     found: dict[str, Remains] = {}
     devices = dm.devices()
     for info in devices:
@@ -109,7 +112,8 @@ def find_remains(dm: Dm, sysfs: Sysfs) -> dict[str, Remains]:
             remains.origins = _origins(dm, devices, Layers(dm, remains.job))
         cow = remains.devices.get(Role.COW)
         if cow is not None:
-            remains.loops = _loops(sysfs, dm.deps(cow.name))
+            with suppress(DmMissing):  # its job ends right now
+                remains.loops = _loops(sysfs, dm.deps(cow.name))
     return found
 
 

@@ -15,13 +15,14 @@ test_broken_wrap_shown_before_its_snapshot_gives_a_wrong_image.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from dmcopy.core.table import Table
 from dmcopy.core.targets.linear import Linear
 from dmcopy.core.targets.snapshot import Snapshot, SnapshotOrigin
-from dmcopy.errors import PointInTimeLost
+from dmcopy.errors import DmMissing, PointInTimeLost
 from dmcopy.kernel.dm import WRAPS, Dm, DmInfo
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.names import Role, device_name, device_uuid, owner
@@ -47,16 +48,30 @@ def wrap_table(length: Sectors, under: str) -> Table:
 
 
 def under_wrap(dm: Dm, info: DmInfo) -> str | None:
-    """Give the device that a wrap is over, by devno; None where it has no table.
+    """Give the device that a wrap is over, by devno; None where it has no table, or is gone.
 
     While it is copied that is under the job's ``-source`` device.
     """
-    ours = {one.devno: one for one in dm.devices() if owner(one.uuid) is not None}
-    seen = info
-    while below := sorted(dm.deps(seen.name)):
-        if below[0] not in ours:
-            return below[0]
-        seen = ours[below[0]]
+    while True:
+        try:
+            first = dm.deps(info.name)
+        except DmMissing:
+            return None
+        with suppress(DmMissing):  # a job ends right now: so look again
+            below = _lowest(dm, first)
+            # a job that begins or ends meanwhile changes the wrap's own table first or last
+            if dm.deps(info.name) == first:
+                return below
+
+
+def _lowest(dm: Dm, below: list[str]) -> str | None:
+    """Follow our own devices down to what they are over."""
+    while below:
+        devno = min(below)
+        over = next((one for one in dm.devices() if one.devno == devno), None)
+        if over is None or owner(over.uuid) is None:
+            return devno
+        below = dm.deps(over.name)
     return None
 
 

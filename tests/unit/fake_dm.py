@@ -14,6 +14,23 @@ from dmcopy.errors import DmBusy, DmFailed, DmMissing
 from dmcopy.kernel.dm import DmInfo, DmStatus
 
 
+class Asked:
+    """Does something just before the kernel is asked for the nth time, from 0."""
+
+    def __init__(self, nth: int, do: Callable[[], object]) -> None:
+        self.left = nth
+        self._do = do
+
+    @property
+    def has_come(self) -> bool:
+        return self.left < 0
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left == -1:
+            self._do()
+
+
 @dataclass
 class FakeDevice:
     """One device."""
@@ -34,6 +51,7 @@ class FakeDm:
         self.all: dict[str, FakeDevice] = {}
         self.calls: list[str] = []
         self.fail: dict[str, DmFailed] = {}  # "verb name" -> what it raises
+        self.asked: Callable[[], object] = lambda: None  # before each look
         self._minor = 0
 
     def _change(self, verb: str, name: str) -> None:
@@ -43,6 +61,10 @@ class FakeDm:
             if verb == "resume" and name in self.all:
                 self.all[name].inactive = None  # as do_resume: the new table is destroyed
             raise self.fail[call]
+
+    def _look(self, verb: str, name: str) -> FakeDevice:
+        self.asked()
+        return self._device(verb, name)
 
     def _device(self, verb: str, name: str) -> FakeDevice:
         if name not in self.all:
@@ -63,9 +85,11 @@ class FakeDm:
         return {"linear": (1, 4, 0), "snapshot": (1, 16, 0), "snapshot-origin": (1, 9, 0)}
 
     def devices(self) -> list[DmInfo]:
-        return [info for name in self.all if (info := self.info(name)) is not None]
+        self.asked()
+        return [info for name in list(self.all) if (info := self.info(name)) is not None]
 
     def info(self, name: str) -> DmInfo | None:
+        self.asked()
         device = self.all.get(name)
         if device is None:
             return None
@@ -168,16 +192,16 @@ class FakeDm:
         self.all[new] = self.all.pop(name)
 
     def table(self, name: str, *, inactive: bool = False) -> Table:
-        device = self._device("read the table of", name)
+        device = self._look("read the table of", name)
         return (device.inactive or Table()) if inactive else device.live
 
     def status(self, name: str, *, flush: bool = True) -> list[DmStatus]:
         del flush
-        rows = self._device("read the status of", name).live.rows
+        rows = self._look("read the status of", name).live.rows
         return [DmStatus(row.start, row.target.length, row.target.kind, "") for row in rows]
 
     def deps(self, name: str) -> list[str]:
-        return sorted(self._device("read the dependencies of", name).live.devices())
+        return sorted(self._look("read the dependencies of", name).live.devices())
 
     def message(self, name: str, sector: int, text: str) -> str:
         self._change(f"message {sector} {text} to", name)

@@ -16,7 +16,7 @@ from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack import hold, steps
 from dmcopy.stack.names import Role, device_name, device_uuid
 from dmcopy.stack.recover import find_remains, remove_files, remove_lvs, take_apart
-from tests.unit.fake_dm import FakeDm
+from tests.unit.fake_dm import Asked, FakeDm
 from tests.unit.kernel.test_lvm import report
 
 TABLE = "0 2048 linear 8:0 0"
@@ -44,6 +44,10 @@ def _add(dm: FakeDm, role: Role, table: str) -> str:
 @pytest.fixture
 def dm() -> FakeDm:
     """A job that was killed in mid-copy."""
+    return _in_mid_copy()
+
+
+def _in_mid_copy() -> FakeDm:
     dm = FakeDm()
     source = _add(dm, Role.SOURCE, TABLE)
     cow = _add(dm, Role.COW, "0 512 linear 7:0 0")
@@ -51,6 +55,26 @@ def dm() -> FakeDm:
     dm.add("data", f"0 2048 snapshot-origin {source}", opened=1)
     dm.add("other", "0 8 linear 8:16 0", uuid="LVM-x")
     return dm
+
+
+def test_job_may_end_at_any_moment_while_somebody_looks_for_it(sysfs: Sysfs) -> None:
+    moments = 0
+    while True:
+        dm = _in_mid_copy()
+
+        def end(dm: FakeDm = dm) -> None:
+            dm.all["data"].live = Table.parse(TABLE)
+            for role in (Role.SNAP, Role.COW, Role.SOURCE):
+                del dm.all[device_name("j", role)]
+
+        dm.asked = asked = Asked(moments, end)
+        found = find_remains(dm, sysfs)
+        assert set(found) <= {"j"}
+        if not asked.has_come:
+            break
+        moments += 1
+    assert moments > len(dm.all), "as often as the kernel is asked"
+    assert found["j"].origins, "what was looked for is found where nothing happens"
 
 
 def test_spliced_origin_gets_its_table_back_before_anything_is_removed(
