@@ -40,7 +40,7 @@ _GUESTS: Final = {
     "uml-md": ("test_md", "test_md_split"),
     "uml-copy": ("test_copier", "test_copy", "test_top"),
     "uml-lvm": ("test_luns", "test_lvm"),
-    "uml-begin": ("test_begin_time", "test_mounted"),
+    "uml-begin": ("test_begin_time", "test_looking", "test_mounted"),
     "uml-hooks": ("test_hooks", "test_hooks_databases"),
     "uml-group": ("test_group",),
     "uml-database": ("test_database",),

@@ -17,6 +17,7 @@ from dmcopy.cli.main import main
 from dmcopy.errors import PointInTimeLost
 from dmcopy.kernel.sysfs import Sysfs
 from dmcopy.stack.evidence import refuse_written
+from tests.lab import luns
 from tests.lab.stage import Stage, patiently, sh
 
 pytestmark = pytest.mark.lab
@@ -224,6 +225,21 @@ def test_one_device_has_one_wrap(dmcopy: Dmcopy, part: str, stage: Stage) -> Non
     assert "is the wrap of another device" in dmcopy("wrap", second, NAME, status=3)
     assert dmcopy.config.read_text() == text
     dmcopy("unwrap", NAME)
+
+
+def test_wrap_whose_disk_was_pulled_out_is_told_so_and_can_be_taken_away(dmcopy: Dmcopy) -> None:
+    with luns.scsi_debug(8) as disk:
+        settle(disk)
+        dmcopy("wrap", disk, NAME)
+        assert dmcopy.states() == {NAME: "up"}
+        Path("/sys/block", os.path.basename(disk), "device/delete").write_text("1")
+        sh("udevadm", "settle", "--timeout=20")
+        assert dmcopy.states() == {NAME: "missing"}
+        assert "missing" in dmcopy("wrap", "--list")
+        assert '"under": null' in dmcopy("unwrap", NAME, "--dry-run", "--json")
+        dmcopy("unwrap", NAME)
+        assert dmcopy.states() == {}
+        assert not os.path.exists(f"/dev/mapper/{NAME}")
 
 
 def test_device_that_became_smaller_or_is_gone_is_not_brought_up(dmcopy: Dmcopy, part: str) -> None:
