@@ -50,6 +50,7 @@ LVM_MIB: Final = 8  # of the volume, where the origin is one
 MOUNT: Final = Path("/run/cut-state")
 CHUNK: Final = 64 << 10  # bytes
 SLOW_MS: Final = 40  # a write to the destination takes at least so long
+RETIRES_MS: Final = 150  # where each batch shall be retired for itself
 # What the command line of a job that is cut adds; what takes it up again.
 COPY_OPTIONS: Final = ("--segment", "256k", "--batch", "1m", "--verify")
 RESUME: Final = ("resume", JOB, "--json")

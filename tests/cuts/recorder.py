@@ -9,6 +9,7 @@ alone is logged: what no flush of its own made durable there can be lost.
 
     python -m tests.cuts.recorder record [--copy-options WORDS]
     python -m tests.cuts.recorder begin source|target [--blow TRANSITION] [--broken HOW]
+        [--write-ms MILLISECONDS]
     python -m tests.cuts.recorder replay --flushes N --others N --seed N
     python -m tests.cuts.recorder again
 """
@@ -87,7 +88,7 @@ def again() -> None:
     guest_side.again("resume", disks=(source, target, state))
 
 
-def begin(what: str, *, blow: str | None, broken: str | None) -> None:
+def begin(what: str, *, blow: str | None, broken: str | None, write_ms: int) -> None:
     """Copy until the power is cut; one disk, source or target, is logged, and nothing else."""
     sh("modprobe", "dm-log-writes")
     source, target = guest_side.SOURCE, guest_side.TARGET
@@ -96,9 +97,9 @@ def begin(what: str, *, blow: str | None, broken: str | None) -> None:
     sh("dmsetup", "create", "medium", "--table", log)
     guest_side.state_disk()
     if what == "source":
-        guest_side.devices("/dev/mapper/medium", target)
+        guest_side.devices("/dev/mapper/medium", target, write_ms=write_ms)
     else:
-        guest_side.devices(source, "/dev/mapper/medium")
+        guest_side.devices(source, "/dev/mapper/medium", write_ms=write_ms)
     # the mark has the kernel write down how long the log is
     # a source is asked for its snapshot later, which must not lack what was retired
     options = ["--no-retire"] if what == "source" else []
@@ -173,6 +174,7 @@ def main(argv: Sequence[str]) -> int:
     verb.add_argument("what", choices=("source", "target"))
     verb.add_argument("--blow")
     verb.add_argument("--broken", choices=list(BROKEN))
+    verb.add_argument("--write-ms", type=int, default=guest_side.SLOW_MS)
     verbs.add_parser("again")
     verb = verbs.add_parser("replay")
     verb.add_argument("--flushes", type=int, required=True)
@@ -182,7 +184,7 @@ def main(argv: Sequence[str]) -> int:
     if options.verb == "record":
         record(options.copy_options)
     elif options.verb == "begin":
-        begin(options.what, blow=options.blow, broken=options.broken)
+        begin(options.what, blow=options.blow, broken=options.broken, write_ms=options.write_ms)
     elif options.verb == "again":
         again()
     else:

@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from lab.guest import CUT
+from tests.cuts.guest_side import RETIRES_MS
 from tests.cuts.logwrites import Replay
 from tests.cuts.machine import TALLY, Cut, Machine, Media, live, said
 from tests.cuts.recorder import moments, survives
@@ -139,7 +140,7 @@ def test_what_is_retired_is_durable_at_the_destination(
 ) -> None:
     """Its disk loses its cache when writes have gone into what is retired."""
     cut = machine.when_asked(behind=_CAUGHT_UP)
-    words = ("--blow", transition)
+    words = ("--blow", transition, "--write-ms", str(RETIRES_MS))
     _lose_the_cache(folder, machine, "target", machine.destination, *words, cut=cut)
     assert judge(machine, machine.again("--how", "resume")) == "right"
 
@@ -148,7 +149,7 @@ def test_retire_before_the_destination_is_durable_broken_gives_a_wrong_image(
     folder: Path, machine: Machine
 ) -> None:
     cut = machine.when_asked(behind=_CAUGHT_UP)
-    words = ("--blow", "retire#4", "--broken", "destination")
+    words = ("--blow", "retire#4", "--broken", "destination", "--write-ms", str(RETIRES_MS))
     _lose_the_cache(folder, machine, "target", machine.destination, *words, cut=cut)
     found = machine.again("--how", "resume")
     # nobody has what was there any more: reading it back is all that is left to notice it

@@ -18,7 +18,7 @@ from typing import Final
 import pytest
 
 from lab.guest import CUT
-from tests.cuts.guest_side import CHUNK, SLOW_MS
+from tests.cuts.guest_side import CHUNK, RETIRES_MS, SLOW_MS
 from tests.cuts.layout import SIZE
 from tests.cuts.machine import Machine
 from tests.cuts.verdict import Found, judge
@@ -49,6 +49,8 @@ GROW: Final = ("--burst", "0.01", "--copy-options=--cow 4m --cow-max 64m --no-re
 OVERFLOW: Final = ("--burst", "0", "--copy-options=--cow 2m --no-retire")
 # the kernel's snapshot is the image for as long as nothing is retired
 WHOLE: Final = ("--copy-options=--no-retire",)
+# so slow that each batch is retired as soon as it is copied: on a fast disk several go at once
+SLOWLY: Final = ("--write-ms", str(RETIRES_MS))
 GATE: Final = ("--copy-options=--gate segment",)
 HOT: Final = ("--copy-options=--order hot",)
 FULL: Final = "whether it overflowed cannot be known|the kernel marked it invalid"
@@ -115,12 +117,12 @@ def test_cut_after_a_transition_of_the_journal(machine: Machine, transition: str
 def test_cut_when_writes_have_gone_into_what_is_retired(
     machine: Machine, transition: str, words: tuple[str, ...]
 ) -> None:
-    cut_after(machine, transition, *words, behind=1.0)
+    cut_after(machine, transition, *words, *SLOWLY, behind=1.0)
     assert judge(machine, machine.again("--how", "resume")) == "right"
 
 
 def test_retire_before_the_journal_broken_gives_a_wrong_image(machine: Machine) -> None:
-    cut_after(machine, "retire#4", "--broken", "journal", behind=1.0)
+    cut_after(machine, "retire#4", "--broken", "journal", *SLOWLY, behind=1.0)
     found = machine.again("--how", "resume")
     assert found["exit_status"] == 0, "nobody notices: " + machine.tell()
     assert found["image"]["wrong"], machine.tell()

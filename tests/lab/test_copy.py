@@ -154,8 +154,9 @@ def assert_idle_copied(stage: Stage, path: str, image: str) -> None:
             refused.append(str(exc.strerror))
 
     copied = run_copy(
-        stage.folder, path, f"image:{image}", witness=False, at={"begun": try_to_claim}
-    )
+        stage.folder, path, f"image:{image}", "--rate", "8m", witness=False,
+        at={"begun": try_to_claim},
+    )  # fmt: skip
     assert copied.status == 0, copied.stderr
     assert copied.event("planned")["provider"] == "idle"
     assert copied.event("begun")["snapshot"] is None
@@ -169,7 +170,7 @@ def test_idle_device_written_meanwhile_loses_the_point_in_time(stage: Stage) -> 
     harness.write_device(path, harness.pattern(32 * MIB))
     image = harness.image_of(stage.folder)
     copied = run_copy(
-        stage.folder, path, f"image:{image}", "--segment", "256k", witness=False,
+        stage.folder, path, f"image:{image}", "--segment", "256k", "--rate", "16m", witness=False,
         at={"begun": lambda _: harness.write_device(path, b"rude" * 1024, 20 * MIB)},
     )  # fmt: skip
     assert copied.status == 4, copied.stderr

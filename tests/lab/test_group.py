@@ -393,8 +393,11 @@ def test_begin_that_fails_for_one_volume_undoes_all(play: Scene) -> None:
 def test_death_before_the_begin_time_undoes_all(play: Scene, who: str) -> None:
     """As soon as the members are there, and make themselves ready."""
     volumes = Volumes(play)
+    hook = play.folder / "hook"  # who is slow to kill comes before the begin time all the same
+    hook.write_text('#!/bin/sh\ntest "$1" != before || sleep 3\n')
+    hook.chmod(0o755)
     with alternating(play.folder, volumes.origins) as writer:
-        running = play.start(*volumes.copy())
+        running = play.start(*volumes.copy("--hook", str(hook)))
         until(lambda: len(members()) == 2, "the members started")
         victim = min(members().values()) if who == "member" else running.process.pid
         os.kill(victim, signal.SIGKILL)

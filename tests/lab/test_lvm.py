@@ -175,7 +175,7 @@ def test_refresh_and_extension_by_others_keep_the_point_in_time(
     path = volumes.lv(mib=16)
     stamp.fill(path, seed=1)
     before = volumes.picture()
-    slow = at.slow(at.stage.disk(16), write_ms=40)
+    slow = at.slow(at.stage.disk(16), write_ms=300)
     with at.load(path) as log:
         job = at.start(
             "copy", path, slow, "--name", "job", "--json", "--batch", "1m", "--segment", "256k"
@@ -190,6 +190,7 @@ def test_refresh_and_extension_by_others_keep_the_point_in_time(
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert "only while inactive" in refused.stderr
+        at.hurry(slow)
         ran = job.ended()
     assert_proved(ran, log, slow)
     assert ran.event("ended")["retires"] > 1
@@ -226,7 +227,7 @@ def test_snapshot_of_somebody_else_misses_no_write(at: Scene, volumes: Volumes) 
     """Whoever makes a snapshot of the volume meanwhile gets all of it: nothing is retired then."""
     path = volumes.lv(mib=16)
     content = filled(path)
-    slow = at.slow(at.stage.disk(16), write_ms=60)
+    slow = at.slow(at.stage.disk(16), write_ms=300)
     volumes.used(path)
     job = at.start(
         "copy", path, slow, "--name", "job", "--json", "--segment", "256k", "--batch", "1m"
@@ -238,6 +239,7 @@ def test_snapshot_of_somebody_else_misses_no_write(at: Scene, volumes: Volumes) 
         "--name", "theirs", f"{volumes.vg}/data",
     )  # fmt: skip
     harness.write_device(path, b"!" * (16 * MIB))  # also where it was retired before
+    at.hurry(slow)
     ran = job.ended()
     assert ran.status == 0, ran
     assert any("has another snapshot" in w["message"] for w in ran.of_kind("warning")), ran

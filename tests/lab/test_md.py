@@ -229,11 +229,12 @@ def test_resync_is_paused_and_goes_on_at_the_end(at: Scene, level: int) -> None:
     before = raid.detail()
     image = str(at.folder / "image")
     with at.load(raid.top) as log:
-        running = at.start("copy", raid.top, f"image:{image}", *paused_copy(at, "--rate", "16m"))
+        running = at.start("copy", raid.top, f"image:{image}", *paused_copy(at, "--rate", "4m"))
         running.wait_for("begun")
         assert raid.read("sync_action") == "frozen"
         while running.wait_for("progress")["bytes_done"] < (4 << 20):
             assert raid.read("sync_action") == "frozen"
+        assert at.fork("set", "pauses", "rate=none").status == 0
         ran = running.ended()
     until(lambda: raid.is_syncing, "it goes on", patience=2)
     assert_proved(ran, log, image)
@@ -291,7 +292,7 @@ def test_killed_while_it_pauses_a_resync_goes_on(at: Scene) -> None:
     image = str(at.folder / "image")
     with at.load(raid.top) as log:
         running = at.start(
-            "copy", raid.top, f"image:{image}", *paused_copy(at, "--rate", "4m", "--batch", "1m")
+            "copy", raid.top, f"image:{image}", *paused_copy(at, "--rate", "2m", "--batch", "1m")
         )
         running.wait_for("begun")
         assert raid.read("sync_action") == "frozen"
@@ -335,9 +336,10 @@ def test_paused_copy_pauses_no_resync(at: Scene) -> None:
     )
     running.wait_for("paused")
     until(lambda: raid.is_syncing, "it goes on while nothing is copied", patience=2)
-    assert at.fork("set", "pauses", "rate=8m").status == 0
+    assert at.fork("set", "pauses", "rate=1m").status == 0
     assert at.fork("resume", "pauses").status == 0
     until(lambda: raid.read("sync_action") == "frozen", "and not while it is", patience=2)
+    assert at.fork("set", "pauses", "rate=none").status == 0
     assert running.ended().status == 0
     until(lambda: raid.is_syncing, "it goes on at the end", patience=2)
     raid.hurry()

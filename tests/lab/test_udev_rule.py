@@ -20,6 +20,7 @@ from dmcopy.kernel.cookie import UDEV_FLAGS, Cookies, udev_runs
 from dmcopy.kernel.dm import Dm
 from dmcopy.kernel.dmioctl import DmIoctl
 from dmcopy.kernel.dmsetup import Dmsetup
+from tests.lab.scene import until
 
 pytestmark = pytest.mark.lab
 
@@ -88,7 +89,11 @@ def application(tmp_path: Path) -> Iterator[Application]:
     run("mkfs.ext4", "-q", "-F", f"/dev/mapper/{name}")
     settle()
     uuid = run("blkid", "-o", "value", "-s", "UUID", f"/dev/mapper/{name}").strip()
-    yield Application(name, f"/dev/disk/by-uuid/{uuid}", lower, cow, sectors)
+    link = f"/dev/disk/by-uuid/{uuid}"
+    until(
+        lambda: os.path.islink(link), "udev has seen it"
+    )  # it is told by inotify: no settle waits
+    yield Application(name, link, lower, cow, sectors)
     for _ in range(4):
         for line in run("dmsetup", "ls").splitlines():
             if line.startswith(PREFIX):

@@ -66,6 +66,7 @@ def test_setup_puts_all_in_order_and_undo_leaves_nothing(machine: Machine) -> No
 
     # the units start this very program, under the limits that they set
     machine.run("systemctl", "start", "dmcopy-wrap@nothing", status=1)
+    machine.run("journalctl", "--sync")
     said = machine.run("journalctl", "--no-pager", "-u", "dmcopy-wrap@nothing")
     assert "nothing is not wrapped" in said or "no wrap nothing" in said, said
     machine.run("systemctl", "reset-failed", "dmcopy-wrap@nothing")

@@ -184,6 +184,7 @@ def test_job_whose_unit_is_stopped_or_killed_goes_on(at: Scene) -> None:
             (["kill", "--signal=KILL"], True),
         ):
             (unit,) = units("job")
+            soon(lambda: json.loads(dmcopy("status", "job", "--json"))["state"] == "copying", "so")
             sh("systemctl", *end, unit)
             soon(lambda: not units("job"), "its unit is over")
             assert (rescued in said(unit)) is is_rescued, said(unit)
@@ -221,7 +222,7 @@ def test_job_killed_before_its_begin_time_is_put_right_by_its_helpers_then_by_re
     assert len(stderr.splitlines()) == 1
     assert f"journalctl -u {unit}" in stderr
     assert "dmcopy.stack.keep" in Path(hook + ".after").read_text(), "systemd has let it live"
-    assert units("job") == [], "and then it was rescued"
+    soon(lambda: not units("job"), "and then it was rescued")
     at.assert_clean(origin, table)
     assert json.loads(dmcopy("list", "--json").splitlines()[0])["state"] == "failed"
 
