@@ -8,6 +8,7 @@ action_store, sync_completed_show).
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -113,9 +114,12 @@ class Md:
         devices = sorted({devno, *self._sysfs.below(devno)})
         found = []
         for one in devices:
-            with suppress(FileNotFoundError):  # it went while we look
+            try:
                 if self.is_array(one):
                     found.append(self.read(one))
+            except OSError as exc:  # it went while we look (drivers/md/md.c:md_attr_show)
+                if exc.errno not in (errno.ENOENT, errno.ENODEV, errno.EBUSY):
+                    raise
         return found
 
     def act(self, devno: str, action: str) -> None:

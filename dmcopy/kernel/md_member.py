@@ -6,8 +6,8 @@ slot_show, offset_show, rdev_size_show, bb_show).
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -48,8 +48,11 @@ def members(md: Md, devno: str) -> list[Member]:
     """Give the members of the array *devno*, failed ones too; raises OSError."""
     found = []
     for folder in sorted(md.folder(devno).glob("dev-*")):
-        with suppress(FileNotFoundError):  # removed while we look
+        try:
             found.append(_member(folder))
+        except OSError as exc:  # removed while we look (drivers/md/md.c:rdev_attr_show)
+            if exc.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
     return found
 
 

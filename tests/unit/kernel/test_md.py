@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,18 @@ def test_array_that_is_gone_is_an_error(tree: Tree) -> None:
     (tree.sys / "dev/block" / MD / "md/array_state").unlink()
     with pytest.raises(FileNotFoundError):
         Md(tree.sysfs()).read(MD)
+
+
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.EBUSY])
+def test_array_that_is_stopped_while_somebody_looks_is_left_out(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    read = Path.read_text
+
+    def refuse(path: Path, *args: str, **more: str) -> str:
+        if path.name == "array_state":
+            raise OSError(number, os.strerror(number))
+        return read(path, *args, **more)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert Md(tree.sysfs()).below(MD) == []

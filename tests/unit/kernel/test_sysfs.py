@@ -242,6 +242,19 @@ def test_name_with_a_slash_in_it_has_its_node_in_a_directory(tree: Tree) -> None
     assert tree.sysfs().node(disk) == str(tree.dev / "cciss" / "c0d0")
 
 
+def test_device_that_goes_between_open_and_read_is_gone(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tree.disk("sda", "8:0")
+
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(FileNotFoundError):
+        tree.sysfs().size(disk)
+
+
 def test_this_hosts_own_devices_can_be_read() -> None:
     sysfs = Sysfs()
     for devno in sorted(path.name for path in Path("/sys/dev/block").iterdir()):
