@@ -55,6 +55,10 @@ class Channel:
         """Have these requests served at once; before `start`.  No function may raise."""
         self._live = dict(served)
 
+    def put(self, request: Message) -> None:
+        """Let a request that is served wait for `next` all the same."""
+        self._queue.put(request)
+
     def next(self) -> Message:
         """Give the next request; raises `Interrupted` when there will be none."""
         request = self._queue.get()

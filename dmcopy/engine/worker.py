@@ -146,6 +146,7 @@ class Service:
         served = {
             "rate": self._set_rate,
             "pause": self._pause,
+            "go": self._go,
             "held": self._hurry,
             "order": self._order,
             "look": self._look,
@@ -207,7 +208,8 @@ class Service:
         self._remaining = remaining = Remaining(request.segments(), wanted.done)
         self._ordering = ordering = _ordering(wanted, remaining, self._clock)
         self._only, self._asks_gate = wanted.order.only, wanted.gate
-        self._pausing = self._pausing or wanted.paused
+        if wanted.paused:
+            self._pausing = True
         pace = BatchPace(_BATCH_SECONDS) if wanted.short_batches else None
         copied = Runs(lambda: self._workshop.digest(request.digest))
         cell = cell_size(request.length, request.segment)
@@ -272,6 +274,11 @@ class Service:
     def _pause(self, _message: Message) -> None:
         self._pausing = True
 
+    def _go(self, message: Message) -> None:
+        """End a pause.  In the order in which control says it: a pause behind it is a new one."""
+        self._pausing = False
+        self._channel.put(message)
+
     def _hurry(self, message: Message) -> None:
         if self._remaining is not None:
             self._remaining.prefer(extents_of(message["extents"]), Rank.HELD)
@@ -316,8 +323,8 @@ class Service:
             self._ordering.tick()
             at = remaining.take(rank=Rank.ASKED if self._only else None)
             if at is None:
-                # all there is, or all that was asked for
-                self._pausing, self._only = self._pausing or self._only, False
+                if self._only:  # all that was asked for; else all there is
+                    self._pausing, self._only = True, False
                 return
             if self._asks_gate:
                 throttle.wait(at.size)
@@ -336,7 +343,6 @@ class Service:
             return False
         self._channel.send("paused")
         self._expect("go")
-        self._pausing = False
         return True
 
     def _verify(

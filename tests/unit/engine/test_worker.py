@@ -23,7 +23,7 @@ from dmcopy.core.order import Policy
 from dmcopy.engine.channel import Channel
 from dmcopy.engine.copier import SegmentReader
 from dmcopy.engine.pipeline import Stop
-from dmcopy.engine.request import CopyRequest, OpenRequest, OrderRequest
+from dmcopy.engine.request import CopyRequest, Message, OpenRequest, OrderRequest
 from dmcopy.engine.runs import Digest
 from dmcopy.engine.worker import Reading, Saw, Service, WorkSession
 from dmcopy.errors import DestinationFailed, PointInTimeLost, Refused, SourceFailed
@@ -267,6 +267,31 @@ def test_pause_ends_the_batch_and_go_goes_on(control: Control, shop: FakeWorksho
     control.send({"do": "rate", "rate_bytes": None}, {"do": "go"})
     control.until("copied")
     assert shop.pace.rate is None
+    assert shop.session.data == shop.source.data
+
+
+def test_pause_right_behind_go_is_a_new_one(
+    control: Control, shop: FakeWorkshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await_next = Channel.next
+
+    def late(channel: Channel) -> Message:
+        """Both have been read when the one that waits for the first goes on."""
+        request = await_next(channel)
+        if request["do"] == "go":
+            time.sleep(0.1)
+        return request
+
+    monkeypatch.setattr(Channel, "next", late)
+    control.send(OPEN)
+    control.until("ready")
+    control.send(COPY | {"paused": True})
+    assert control.receive()["is"] == "paused"
+    control.send({"do": "pause"}, {"do": "go"}, {"do": "pause"})
+    assert control.receive()["is"] == "paused"
+    assert shop.source.reads == 0
+    control.send({"do": "pause"}, {"do": "go"})
+    control.until("copied")
     assert shop.session.data == shop.source.data
 
 
