@@ -343,7 +343,7 @@ def rescue(view: JobView, host: Host, *, end: State = State.FAILED) -> Rescued:
                 removed, kept = remove_files(sorted(files.union(_files(journal, view.job))))
                 if not left and not kept:
                     journal.forget_leftovers(view.job)
-                    _give_up(journal, view.job, end, is_copied=was_kept(view.record))
+                    _give_up(journal, view.job, end)
         return Rescued(job=view.job, done=(*done, *removed), left=(*left, *kept))
 
 
@@ -357,18 +357,19 @@ def _rescue_group(view: JobView, host: Host, end: State) -> Rescued:
                 result = rescue(member, host, end=end)
                 done += [f"{member.job}: {line}" for line in result.done]
                 left += [f"{member.job}: {line}" for line in result.left]
-        whole = all(one.record and one.record.state == State.ENDED for one in view.members)
         if not left:
             with Journal(host.places.journal, create=False) as journal:
-                _give_up(journal, view.job, end, is_copied=whole or was_kept(view.record))
+                members = [journal.record(one.job) for one in view.members]
+                whole = all(one is not None and one.state == State.ENDED for one in members)
+                _give_up(journal, view.job, end, is_copied=whole)
     return Rescued(job=view.job, done=tuple(done), left=tuple(left))
 
 
-def _give_up(journal: Journal, job: str, end: State, *, is_copied: bool) -> None:
+def _give_up(journal: Journal, job: str, end: State, *, is_copied: bool = False) -> None:
     """Record how it ended, unless it came to an end by itself since somebody looked."""
     record = journal.record(job)
     if record is not None and not is_final(record.state):
-        journal.move(job, State.ENDED if is_copied else end)
+        journal.move(job, State.ENDED if is_copied or was_kept(record) else end)
 
 
 def rescue_member(record: Record, host: Host, journal: Journal, *, why: str) -> tuple[str, ...]:

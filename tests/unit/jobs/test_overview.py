@@ -10,8 +10,9 @@ from dmcopy.errors import PointInTimeLost, Refused
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal, Record
 from dmcopy.jobs.lock import JobLock
+from dmcopy.jobs.membership import group_spec
 from dmcopy.jobs.overview import JobView, give_up, look_over, rescue
-from dmcopy.jobs.spec import Places
+from dmcopy.jobs.spec import CopySpec, Places
 from dmcopy.jobs.state import State
 from dmcopy.kernel.command import Commander
 from tests.unit.kernel.tree import Tree
@@ -87,6 +88,28 @@ def test_job_that_ended_since_it_was_looked_at_stays_as_it_ended(host: Host) -> 
         record = journal.record("a")
         assert record is not None
         assert record.state is State.CANCELLED
+
+
+def test_group_whose_members_ended_since_it_was_looked_at_is_ended(host: Host) -> None:
+    names = ("g.1", "g.2")
+    with Journal(host.places.journal) as journal:
+        specs = [
+            CopySpec(name=name, source="/dev/s", destination=f"image:/{name}", group="g")
+            for name in names
+        ]
+        journal.define("g", group_spec(specs))
+        for spec in specs:
+            journal.define(spec.name, spec.as_json())
+        for name in ("g", *names):
+            for state in (State.BEGUN, State.COPYING, State.COPIED):
+                journal.move(name, state)
+        (view,) = look_over(host, only="g")[0]
+        assert [member.is_dead for member in view.members] == [True, True]
+        for name in names:
+            journal.move(name, State.ENDED)
+        rescued = rescue(view, host)
+        assert (rescued.done, rescued.left) == ((), ())
+        assert journal.state("g") is State.ENDED
 
 
 def test_job_that_nobody_works_on_is_given_up(host: Host) -> None:
