@@ -10,7 +10,7 @@ from dmcopy.cli.common import Commands, Context
 from dmcopy.core.extent import Extent
 from dmcopy.core.order import POLICIES, Policy
 from dmcopy.errors import Refused, UsageError
-from dmcopy.jobs.control import ask
+from dmcopy.jobs.control import ask_running
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.lock import JobLock
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         words |= {"first": [list(extent) for extent in first], "only": arguments.only is not None}
     if policy is not None:
         words["policy"] = policy
-    answer = ask(host.places.desks, view.job, "order", timeout=_ANSWER_SECONDS, **words)
+    answer = ask_running(host.places, view.job, "order", timeout=_ANSWER_SECONDS, **words)
     ahead = [Extent(Sectors(start), Sectors(length)) for start, length in answer["next"]]
     _show(view.job, ahead, to_bytes(Sectors(answer["left_sectors"])), as_json=arguments.json)
     return 0

@@ -21,7 +21,7 @@ from dmcopy.cli.running import (
     run_job,
 )
 from dmcopy.errors import DmcopyError, PointInTimeLost, Refused
-from dmcopy.jobs.control import ask
+from dmcopy.jobs.control import ask_running
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
 from dmcopy.jobs.lock import holder
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
                 f"process {pid} has job {arguments.job}, and was not asked to verify",
                 way_out=f"kill -INT {pid}, which interrupts it, and then this; or without --verify",
             )
-        ask(host.places.desks, arguments.job, "resume", timeout=_ANSWER_SECONDS)
+        ask_running(host.places, arguments.job, "resume", timeout=_ANSWER_SECONDS)
         if not arguments.json:
             print(f"{arguments.job} goes on")
         return 0

@@ -9,7 +9,7 @@ from dmcopy.cli.common import Commands, Context, seconds
 from dmcopy.core.rate import Rate
 from dmcopy.errors import DmcopyError, EndedElsewhere, Interrupted, LeftBehind, Refused, UsageError
 from dmcopy.jobs import settings
-from dmcopy.jobs.control import ask
+from dmcopy.jobs.control import ask_running
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal, Record
 from dmcopy.jobs.lock import JobLock, wait_free
@@ -94,7 +94,7 @@ def run_pause(arguments: argparse.Namespace, context: Context) -> int:
             f"job {view.job} does not run, so there is nothing to pause",
             way_out=f"see: dmcopy show {view.job}",
         )
-    ask(host.places.desks, view.job, "pause", timeout=_PAUSE_SECONDS)
+    ask_running(host.places, view.job, "pause", timeout=_PAUSE_SECONDS)
     print(f"{view.job} is paused; go on: dmcopy resume {view.job}")
     return 0
 
@@ -105,7 +105,7 @@ def run_cancel(arguments: argparse.Namespace, context: Context) -> int:
     view = view_of(check_job(arguments.job), host)
     refuse_member(view.record, "cancel")
     if view.pid is not None:
-        ask(host.places.desks, view.job, "cancel", timeout=_CANCEL_SECONDS)
+        ask_running(host.places, view.job, "cancel", timeout=_CANCEL_SECONDS)
         if not wait_free(host.places.locks, view.job, _CANCEL_SECONDS):
             raise DmcopyError(f"job {view.job} (pid {view.pid}) does not end")
         view = view_of(view.job, host)
@@ -167,7 +167,7 @@ def run_set(arguments: argparse.Namespace, context: Context) -> int:
     rate = Rate.parse(asked["rate"])
     view = view_of(check_job(job), host)
     if view.pid is not None:
-        ask(host.places.desks, job, "set", timeout=_SET_SECONDS, rate=str(rate))
+        ask_running(host.places, job, "set", timeout=_SET_SECONDS, rate=str(rate))
         return 0
     if view.record is None or is_final(view.record.state):
         raise Refused(f"job {job} is {view.state}", way_out="there is nothing to be set")

@@ -18,10 +18,13 @@ from types import TracebackType
 from typing import Any, Final
 
 from dmcopy.errors import DmcopyError, Refused
+from dmcopy.jobs.lock import wait_free
+from dmcopy.jobs.spec import Places
 
 Json = Mapping[str, Any]  # Any: JSON
 
 _LINE_SECONDS: Final = 1.0  # for a client to say what it wants; control waits so long, once
+_END_SECONDS: Final = 2.0  # from the close of a job's desk to the release of its lock
 _LONGEST: Final = 1 << 16  # bytes of a request or an answer
 
 
@@ -113,6 +116,25 @@ def ask(directory: Path, job: str, verb: str, *, timeout: float | None, **fields
     if not answer["ok"]:
         raise Refused(str(answer["error"]))
     return answer
+
+
+def ask_running(
+    places: Places, job: str, verb: str, *, timeout: float | None, **fields: object
+) -> Json:
+    """Do what `ask` does, for somebody who saw *job* run a moment ago.
+
+    Raises `Refused` also where it has ended since, or hung up because it ends right now.
+    """
+    try:
+        return ask(places.desks, job, verb, timeout=timeout, **fields)
+    except Refused:
+        raise
+    except DmcopyError as exc:
+        if not wait_free(places.locks, job, _END_SECONDS):
+            raise
+        raise Refused(
+            f"job {job} does not run any more", way_out=f"see what became of it: dmcopy show {job}"
+        ) from exc
 
 
 class Question:

@@ -13,7 +13,9 @@ import pytest
 
 from dmcopy.errors import DmcopyError, Refused
 from dmcopy.jobs import control
-from dmcopy.jobs.control import Asked, Desk, ask
+from dmcopy.jobs.control import Asked, Desk, ask, ask_running
+from dmcopy.jobs.lock import JobLock
+from dmcopy.jobs.spec import Places
 
 JOB = "a" * 100
 
@@ -65,6 +67,22 @@ def test_nobody_there_is_an_error_that_names_the_job(folder: Path) -> None:
     folder.mkdir(parents=True)
     with pytest.raises(DmcopyError, match=f"runs job {JOB} does not answer"):
         ask(folder, JOB, "pause", timeout=1)
+
+
+def test_job_that_has_ended_since_it_was_seen_is_told_so(tmp_path: Path) -> None:
+    places = Places(tmp_path / "state", tmp_path / "run")
+
+    def ends(asked: Asked) -> None:
+        del asked  # its connection is closed with the desk, as by a process that ends
+
+    with JobLock(places.locks, JOB), Desk(places.desks, JOB) as desk:
+        thread = serve(desk, ends)
+        with pytest.raises(DmcopyError, match="does not answer") as caught:
+            ask_running(places, JOB, "pause", timeout=5)
+        thread.join()
+    assert not isinstance(caught.value, Refused), "it is there, and says nothing"
+    with pytest.raises(Refused, match=f"job {JOB} does not run any more"):
+        ask_running(places, JOB, "pause", timeout=5)
 
 
 def test_no_answer_is_an_error_in_time(desk: Desk, folder: Path) -> None:
