@@ -99,7 +99,8 @@ def seen(image: bytes) -> Seen:
     numbers = []
     wrong = []
     for slot in range(SLOTS):
-        block = image[slot * SPREAD * BLOCK :][:BLOCK]
+        at = slot * SPREAD * BLOCK
+        block = image[at : at + BLOCK]
         (number,) = _WORD.unpack_from(block)
         if block != _WORD.pack(number) * (BLOCK // _WORD.size):
             wrong.append(f"slot {slot} holds a torn block")

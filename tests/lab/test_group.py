@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -498,7 +499,7 @@ def test_group_whose_cow_device_cannot_grow_is_lost_or_its_writers_are_braked(
 ) -> None:
     """One volume is written to in another place as well, and copied slowly."""
     volumes = Volumes(play, mib=16)
-    volumes.targets[1] = play.slow(volumes.targets[1], write_ms=150)
+    volumes.targets[1] = slow = play.slow(volumes.targets[1], write_ms=150)
     before = harness.pattern(15 << 20)
     harness.write_device(volumes.origins[1], before, offset=1 << 20)
     size = ("--cow", "4m", "--segment", "256k", "--batch", "1m", "--hold-limit", "2")
@@ -513,6 +514,8 @@ def test_group_whose_cow_device_cannot_grow_is_lost_or_its_writers_are_braked(
                 while running.wait_for("braked")["job"] != "g.2":
                     pass
                 pause.set()
+                time.sleep(8)  # nobody held, it would be full many times over
+                play.hurry(slow)
             ran = running.ended(120)
         finally:
             over.set()
