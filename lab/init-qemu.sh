@@ -24,6 +24,8 @@ mkdir /run/lab/layer/upper /run/lab/layer/work
 mount -t overlay -o lowerdir=/run/lab/lower,upperdir=/run/lab/layer/upper,workdir=/run/lab/layer/work \
     root /run/lab/root || off
 cd /run/lab/root || off
+# What the host's dmcopy has on record is none of the guest's: this is above, in memory.
+rm -rf etc/dmcopy var/lib/dmcopy
 for tree in dev proc sys run; do
     mkdir -p $tree
     mount --rbind /$tree $tree

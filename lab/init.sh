@@ -31,6 +31,8 @@ mkdir /run/upper /run/work /run/root
 mount -t overlay -o lowerdir=/,upperdir=/run/upper,workdir=/run/work root /run/root || off
 
 cd /run/root || off
+# What the host's dmcopy has on record is none of the guest's: this is above, in memory.
+rm -rf etc/dmcopy var/lib/dmcopy
 mkdir -p old
 mount --move /proc proc
 mount -t sysfs sysfs sys

@@ -2,8 +2,8 @@
 
 What is counted comes from junit-xml, and is compared with what was collected beforehand: a
 guest that did not boot, a test that was skipped, deselected or lost on the way is a failure.
-Each step writes a log; the logs are printed whole at the end, then one line for each step, and
-last of all ``N passed, N failed``.
+Each step writes a log; the logs are printed whole at the end, then one line for each step, one
+for each test that failed, and last of all ``N passed, N failed``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from lab.guest import CHECKOUT, LabError, venv
 
 _HEARTBEAT: Final = 20.0  # seconds
 _ENDS: Final = (" PASSED", " FAILED", " ERROR", " SKIPPED")
+_WHY: Final = 240  # characters of a failed test's reason: who sees the output's end only sees that
 
 
 # Each in a guest of its own; what no line names is run with udev, in "uml-udev".
@@ -96,6 +97,18 @@ def count(text: str) -> Count:
         worst[key] = max(worst.get(key, 0), rank)
     ranks = list(worst.values())
     return Count(ranks.count(0), ranks.count(2), ranks.count(1))
+
+
+def faults(text: str) -> list[str]:
+    """Give a line for each case of a junit file that did not pass: which, and why."""
+    found = []
+    for case in ET.fromstring(text).iter("testcase"):  # noqa: S314 (our own file)
+        name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name', '')}"
+        for child in case:
+            if child.tag in ("failure", "error", "skipped"):
+                why = " ".join(child.get("message", "").split())
+                found.append(f"{name}: {why}"[: len(name) + _WHY])
+    return found
 
 
 def judge(status: int, found: Count | None, expected: int | None) -> tuple[Count, list[str]]:
@@ -252,7 +265,7 @@ def _package() -> str:
 
 def _report(chosen: Sequence[Step]) -> int:
     passed = failed = 0
-    lines = []
+    lines, failures = [], []
     for step in chosen:
         print(f"\n===== {step.name} =====", flush=True)
         print(step.log.read_text(errors="replace") if step.log.exists() else "(not started)")
@@ -260,6 +273,7 @@ def _report(chosen: Sequence[Step]) -> int:
         if step.junit.exists():
             with suppress(ET.ParseError):
                 found = count(step.junit.read_text())
+                failures += [f"{step.name}: {line}" for line in faults(step.junit.read_text())]
         status = step.process.returncode if step.process is not None else -1
         result, why = judge(status, found, step.expected)
         passed += result.passed
@@ -268,7 +282,7 @@ def _report(chosen: Sequence[Step]) -> int:
             f"{step.name:12} {result.passed:4} passed {result.failed:4} failed "
             f"{step.seconds:6.0f} s  {', '.join(why)}".rstrip()
         )
-    print("\n" + "\n".join(lines))
+    print("\n" + "\n".join([*lines, *failures]))
     print(f"{passed} passed, {failed} failed", flush=True)
     return 1 if failed else 0
 

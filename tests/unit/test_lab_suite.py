@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lab.residue import cookie_ids
-from lab.suite import Count, count, judge
+from lab.suite import Count, count, faults, judge
 
 JUNIT = """<testsuites><testsuite>
 <testcase classname="a" name="passes"/>
@@ -18,6 +18,16 @@ JUNIT = """<testsuites><testsuite>
 
 def test_each_test_is_counted_once_by_its_worst() -> None:
     assert count(JUNIT) == Count(passed=1, failed=3, skipped=1)
+
+
+def test_each_fault_is_told_in_a_line_with_its_reason() -> None:
+    junit = """<testsuite><testcase classname="tests.lab.test_x" name="y[z]">
+    <failure message="assert set() == {1}&#10;  Extra items"/></testcase></testsuite>"""
+    assert faults(junit) == ["test_x::y[z]: assert set() == {1} Extra items"]
+    assert faults(JUNIT) == [
+        "a::fails: x", "a::is left out: y", "a::fails twice: x", "a::fails twice: in teardown",
+        "a::leaves something: in teardown",
+    ]  # fmt: skip
 
 
 def test_all_passed_is_the_only_success() -> None:
