@@ -20,7 +20,7 @@ from dmcopy.cli.running import (
     report_for,
     run_job,
 )
-from dmcopy.errors import DmcopyError, PointInTimeLost, Refused
+from dmcopy.errors import DmcopyError, PointInTimeLost, Refused, UsageError
 from dmcopy.jobs.control import ask_running
 from dmcopy.jobs.host import Host
 from dmcopy.jobs.journal import Journal
@@ -92,6 +92,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         if not arguments.json:
             print(f"{arguments.job} goes on")
         return 0
+    _check_known(arguments.job, host)
     if arguments.detach:
         if arguments.agent and not arguments.verify:
             status = by_agent(
@@ -109,6 +110,16 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         )
     with report_for(as_json=arguments.json) as report:
         return _resume(arguments, host, report)
+
+
+def _check_known(job: str, host: Host) -> None:
+    """Raise `UsageError` for a job that there is not, before anything is made for it."""
+    path = host.places.journal
+    if path.exists():
+        with Journal(path, read_only=True) as journal:
+            if journal.record(job) is not None:
+                return
+    raise UsageError(f"there is no job {job} (see: dmcopy list)")
 
 
 def _resume(arguments: argparse.Namespace, host: Host, report: Report) -> int:

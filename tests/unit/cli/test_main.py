@@ -48,6 +48,8 @@ def context(tmp_path: Path) -> Context:
         (["status", "nobody"], "there is no job nobody"),
         (["rescue", "nobody"], "there is no job nobody"),
         (["resume", "a/b"], "cannot name a job"),
+        (["resume", "nobody"], "there is no job nobody"),
+        (["resume", "nobody", "--detach"], "there is no job nobody"),
         (["pause", "nobody"], "there is no job nobody"),
         (["cancel", "nobody"], "there is no job nobody"),
         (["wait", "nobody"], "there is no job nobody"),
