@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import sys
@@ -23,7 +24,9 @@ Run = Callable[..., Ran]  # words, and what is added to the environment
 
 @cache
 def _importable() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="dmcopy-collection-"))
+    made = tempfile.TemporaryDirectory(prefix="dmcopy-collection-")
+    atexit.register(made.cleanup)  # modules may be imported from there until then
+    folder = Path(made.name)
     (folder / "ansible_collections/dmcopy").mkdir(parents=True)
     (folder / "ansible_collections/dmcopy/dmcopy").symlink_to(ROOT / "ansible")
     sys.path.append(str(folder))
