@@ -94,24 +94,33 @@ class Ledger:
     def read(self) -> Iterator[None]:
         """See one state of the file throughout; short, for it is in the way of `settle`."""
         with errors(self._path, "read"):
-            self._db.execute("BEGIN")
+            self._roll_back()
             try:
+                self._db.execute("BEGIN")
                 yield
             finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                self._roll_back()
 
     @contextmanager
     def write(self) -> Iterator[None]:
         """Do all of it or nothing; what was read in here is still so when it is committed."""
         with errors(self._path, "write"):
-            self._db.execute("BEGIN IMMEDIATE")
+            self._roll_back()
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield
                 self._db.execute("COMMIT")
             finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                self._roll_back()
+
+    def _roll_back(self) -> None:
+        """Leave a transaction that did not come to its end.
+
+        Also before each: Ctrl-C is an exception that comes between any two steps, and so also
+        right after the one that began a transaction, or before the one that ends it.
+        """
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
 
     def settle(self) -> None:
         """Make sure that what is committed stays even if the WAL is lost: it is in no WAL then.

@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,40 @@ def test_job_that_is_not_there_has_nothing(tmp_path: Path) -> None:
         assert (journal.done("b"), journal.intents("b"), journal.log_of("b")) == ([], [], [])
         with pytest.raises(AssertionError, match="there is no job b"):
             journal.log("b", {})
+
+
+class _Interrupted:
+    """The database; Ctrl-C comes right after a statement that begins or ends a transaction."""
+
+    def __init__(self, db: sqlite3.Connection, after: str) -> None:
+        self._db = db
+        self._after: str | None = after
+
+    def __getattr__(self, name: str) -> Any:  # Any: whatever the connection has
+        return getattr(self._db, name)
+
+    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        cursor = self._db.execute(statement, *values)
+        if statement == self._after:
+            self._after = None
+            raise KeyboardInterrupt
+        return cursor
+
+
+@pytest.mark.parametrize("after", ["BEGIN IMMEDIATE", "COMMIT", "BEGIN"])
+def test_interrupt_between_two_steps_of_a_transaction_leaves_none_open(
+    tmp_path: Path, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal(tmp_path / "j") as journal:
+        journal.define("a", {})
+        ledger = journal._ledger
+        monkeypatch.setattr(ledger, "_db", _Interrupted(ledger._db, after))
+        with pytest.raises(KeyboardInterrupt):
+            (journal.records if after == "BEGIN" else lambda: journal.move("a", State.BEGUN))()
+        if after != "COMMIT":
+            journal.move("a", State.BEGUN)
+        journal.intend("a", "go on")
+        assert journal.state("a") is State.BEGUN
 
 
 def test_ended_job_is_forgotten_with_all_it_had_when_its_name_is_used_again(
