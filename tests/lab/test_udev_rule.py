@@ -82,6 +82,8 @@ def application(tmp_path: Path) -> Iterator[Application]:
     assert udev_runs(), "this test needs systemd-udevd"
     disk, lower = loop(tmp_path / "disk", 32 * MIB)
     cow_disk, cow = loop(tmp_path / "cow", 8 * MIB)
+    # what is told of the loop device is told before there is a file system that it could show
+    run("udevadm", "trigger", "--settle", "--action=change", disk)
     name = f"{PREFIX}-app"
     sectors = 32 * MIB // 512
     table = f"0 {sectors} linear {lower} 0\n"
