@@ -92,7 +92,8 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         if not arguments.json:
             print(f"{arguments.job} goes on")
         return 0
-    _check_known(arguments.job, host)
+    if record is None:  # or it could not be read, and then that is said
+        _check_known(arguments.job, host)
     if arguments.detach:
         if arguments.agent and not arguments.verify:
             status = by_agent(
